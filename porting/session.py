@@ -1,0 +1,238 @@
+"""The session a user holds: one interface over every backend.
+
+It checks feeds once, fills in defaults, converts DLPack arrays in and out, and keeps the length and the capacity of a state.
+Backends behind it trust what they get (porting/types.py, BackendSession).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from porting.devices import Device, parse_device
+from porting.errors import DeviceUnavailable, InputError, RuntimeFailed, UsageError, nearest
+from porting.registry import load_backend
+from porting.types import Array, Backend, BackendSession, Program, State, TensorSpec
+from porting.weights import dtype_of
+
+CAPACITY_STEP = 256  # positions; a cache grows by half of itself, rounded up to this
+
+
+class Session:
+    """A program on a device.
+
+    inputs, outputs: specs of what the caller feeds and gets, state left out
+    device:          the device that runs it, as `placement` shows node by node
+    """
+
+    def __init__(self, program: Program, backend_session: BackendSession, device: Device) -> None:
+        self.program = program
+        self.device = device
+        self._session = backend_session
+        self._closed = False
+        state = program.state
+        hidden_in = {p.input for p in state.pairs} | ({state.length} if state.length else set())
+        hidden_out = {p.output for p in state.pairs}
+        self.inputs = tuple(i for i in program.inputs if i.name not in hidden_in)
+        self.outputs = tuple(o for o in program.outputs if o.name not in hidden_out)
+        self._specs = {i.name: (dtype_of(i.dtype), i.shape) for i in self.inputs}
+        self._defaults = {
+            name: np.asarray(value, dtype_of(next(i.dtype for i in program.inputs if i.name == name)))
+            for name, value in program.defaults.items()
+        }
+
+    @property
+    def placement(self) -> Mapping[str, str]:
+        """Node name -> device where it really runs."""
+        return self._session.placement
+
+    def new_state(self, capacity: int = CAPACITY_STEP, batch: int = 1) -> State:
+        """Empty state for `batch` rows; it grows by itself when a run needs more than `capacity` positions.
+
+        raises: UsageError when the program keeps no state
+        """
+        if not self.program.state.pairs:
+            raise UsageError("this program keeps no state", next="call run(feeds) without a state")
+        return self._session.new_state(capacity if self.program.state.length else 0, batch)
+
+    def run(self, feeds: Mapping[str, Array], state: State | None = None) -> dict[str, Array]:
+        """Run once.
+
+        feeds:   input name -> array; numpy, or anything that speaks DLPack. Inputs with a default may be left out
+        state:   from new_state; updated in place and advanced. Without one a program with state starts from an empty one
+        returns: output name -> array of the kind that was fed, state left out
+        raises:  InputError for a wrong name, dtype, rank or fixed dimension; RuntimeFailed when the device breaks
+        """
+        if self._closed:
+            raise UsageError("the session is closed")
+        arrays, foreign = self._checked(feeds)
+        spec = self.program.state
+        if not spec.pairs:
+            outputs = self._session.run(arrays)
+        else:
+            step = arrays[spec.advance[0]].shape[spec.advance[1]] if spec.advance else 0
+            if state is None:
+                batch = arrays[spec.advance[0]].shape[0] if spec.advance else next(iter(arrays.values())).shape[0]
+                state = self._session.new_state(step if spec.length else 0, batch)
+            if spec.length:
+                self._make_room(state, step)
+                arrays[spec.length] = state.length
+            outputs = self._session.run(arrays, state)
+            if spec.length:
+                state.length = state.length + step
+        return {k: foreign(v) for k, v in outputs.items()} if foreign else outputs
+
+    def close(self) -> None:
+        """Release the device. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._session.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _make_room(self, state: State, step: int) -> None:
+        needed = int(state.length.max()) + step
+        if needed > state.capacity:
+            wanted = max(needed, state.capacity + state.capacity // 2)
+            capacity = -(-wanted // CAPACITY_STEP) * CAPACITY_STEP
+            grown = self._session.new_state(capacity, len(state.length), grown_from=state)
+            state.buffers, state.capacity = grown.buffers, grown.capacity
+
+    def _checked(self, feeds: Mapping[str, Array]) -> tuple[dict[str, np.ndarray], Any]:
+        foreign = None
+        arrays = dict(self._defaults)
+        for name, value in feeds.items():
+            wanted = self._specs.get(name)
+            if wanted is None:
+                raise self._unknown_input(name)
+            if type(value) is not np.ndarray:
+                value, back = _to_numpy(name, value)
+                foreign = foreign or back
+            dtype, shape = wanted
+            if value.dtype != dtype or value.ndim != len(shape):
+                raise self._misfit(name, value)
+            for have, want in zip(value.shape, shape, strict=True):
+                if want.__class__ is int and have != want:
+                    raise self._misfit(name, value)
+            arrays[name] = value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        if len(arrays) != len(self._specs):
+            missing = [str(i) for i in self.inputs if i.name not in arrays]
+            raise InputError(f"inputs not fed: {'; '.join(missing)}", where="session.run")
+        return arrays, foreign
+
+    def _unknown_input(self, name: str) -> InputError:
+        hidden = [p.input for p in self.program.state.pairs] + [self.program.state.length]
+        if name in hidden:
+            return InputError(
+                f"{name!r} is state, which the session feeds itself", where="session.run", next="pass a state from new_state()"
+            )
+        return InputError(f"unknown input {name!r}", where="session.run", next=nearest(str(name), list(self._specs)))
+
+    def _misfit(self, name: str, value: np.ndarray) -> InputError:
+        wanted = next(i for i in self.inputs if i.name == name)
+        got = f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+        return InputError(
+            f"input does not fit: expected {wanted}, got {got}",
+            where="session.run",
+            next="cast or reshape it; nothing is converted silently",
+        )
+
+
+def _to_numpy(name: str, value: Any) -> tuple[np.ndarray, Any]:
+    """A DLPack array (or a NumPy scalar or list, refused) as numpy, and the function that turns numpy back into its kind."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value), None
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(
+            f"input {name!r} is a {type(value).__name__}",
+            where="session.run",
+            next="feed a numpy array or one that speaks DLPack",
+        )
+    module = sys.modules[type(value).__module__.partition(".")[0]]
+    if not hasattr(module, "from_dlpack"):
+        raise InputError(
+            f"input {name!r}: {module.__name__} has no from_dlpack", where="session.run", next="feed a numpy array"
+        )
+    if type(value).__module__ == "torch" and str(value.dtype) == "torch.bfloat16":  # numpy's DLPack knows no bfloat16
+        bits = value.detach().cpu().contiguous().view(module.int16)
+        array = np.from_dlpack(bits).view(dtype_of("bfloat16"))
+    else:
+        detached = value.detach() if hasattr(value, "detach") else value
+        try:
+            array = np.from_dlpack(detached.cpu() if hasattr(detached, "cpu") else detached)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"input {name!r} cannot be read through DLPack: {error}", where="session.run", next="feed a numpy array"
+            ) from error
+
+    def back(result: np.ndarray) -> Any:
+        if result.dtype == dtype_of("bfloat16"):
+            return module.from_dlpack(result.view(np.int16)).view(module.bfloat16)
+        return module.from_dlpack(np.array(result, copy=None) if result.flags.writeable else result.copy())
+
+    return array, back
+
+
+def open_session(program: Program, device: str | Device = "cpu") -> Session:
+    """Prepare a program on a device.
+
+    device: `name[:index][,option=value]...`; `process=worker` runs the backend in a process of its own;
+            `a-or-b` takes the first of both that is usable, nothing else ever falls back
+    raises: UsageError (unknown device or option), DeviceUnavailable, InputError (nodes that it cannot take)
+    """
+    wanted = parse_device(device) if isinstance(device, str) else device
+    options = dict(wanted.options)
+    in_worker = options.pop("process", "here")
+    if in_worker not in ("here", "worker"):
+        raise UsageError(f"unknown process={in_worker!r}", where=f"device {wanted}", next="known: here, worker")
+    refused: list[str] = []
+    next_step = ""
+    for name in wanted.alternatives:
+        backend: Backend = load_backend(name)
+        available = backend.probe()
+        if not available.usable:
+            refused.append(f"{name}: {available.reason}")
+            next_step = available.next
+            continue
+        chosen = Device(name, wanted.index, options)
+        if in_worker == "worker":
+            from porting.worker import WorkerSession
+
+            return Session(program, WorkerSession(chosen, program), chosen)
+        return Session(program, prepare_checked(backend, program, chosen), chosen)
+    raise DeviceUnavailable(
+        f"device {str(wanted)!r} is not available: {'; '.join(refused)}",
+        where="probe",
+        next=next_step or "`porting doctor` lists every device",
+    )
+
+
+def prepare_checked(backend: Backend, program: Program, device: Device) -> BackendSession:
+    """`backend.prepare`, after asking which nodes it cannot take."""
+    unsupported = backend.unsupported(program)
+    if unsupported:
+        shown = "; ".join(f"{u.node} ({u.domain or 'ai.onnx'}::{u.op_type}): {u.reason}" for u in unsupported[:5])
+        more = f" and {len(unsupported) - 5} more" if len(unsupported) > 5 else ""
+        raise RuntimeFailed(f"{device} cannot take {len(unsupported)} nodes: {shown}{more}", where="prepare")
+    return backend.prepare(program, {**device.options, "index": str(device.index)})
+
+
+def load(port: str | Path, device: str = "cpu") -> Session:
+    """Open a port on disk on a device.
+
+    raises: PortError (damaged, incomplete, too new), DeviceUnavailable, UsageError
+    """
+    from porting.port_folder import open_port
+
+    return open_session(open_port(port).program(), device)
+
+
+__all__ = ["CAPACITY_STEP", "Session", "State", "TensorSpec", "load", "open_session", "prepare_checked"]

@@ -1,0 +1,202 @@
+"""The types that converters, backends and commands share. Imports nothing heavy.
+
+The way of the data, in these names:
+
+    Checkpoint -> Graph (an onnx-ir model whose weights are streamed, see weights.py) -> Port on disk -> Program -> Session
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+Array = Any  # numpy.ndarray, or whatever speaks DLPack (a torch tensor): the caller's kind goes in, the same kind comes out
+
+
+# --- tensors -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of one input, output or piece of state.
+
+    dtype: numpy's name ("float32", "int64", "bool", "float16"), or ml_dtypes' ("bfloat16")
+    shape: ints are fixed, strings are named symbols ("batch"), None is unknown
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(str(d) for d in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor where it lies in a checkpoint file.
+
+    dtype:  the safetensors spelling ("F32", "F16", "BF16", "I64", ...) or GGUF's block type ("Q4_1")
+    shape:  logical shape, outermost first (a GGUF file stores it reversed)
+    offset: bytes from the start of the file
+    nbytes: bytes in the file
+    plain:  True when the bytes are exactly this dtype and shape in C order, so that another file may point at them
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+    plain: bool = True
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """A source model on disk, read without torch: config, tensor table, rows on demand.
+
+    Names are upstream's (Hugging Face's), whatever the format calls them.
+    """
+
+    path: Path
+    format: str  # "safetensors" | "pytorch" | "gguf"
+    config: dict[str, Any]  # the keys of config.json
+    tensors: Mapping[str, StoredTensor]
+    files: Sequence[Path]  # every file that holds config or tensors, for hashing
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) along axis 0, decoded. Plain dtypes come as stored (BF16 as ml_dtypes.bfloat16), blocks as float32.
+        A 0-D tensor is one row of shape ()."""
+
+    def side_files(self) -> Mapping[str, bytes]:
+        """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja: what exists or can be made."""
+
+
+# --- graphs and programs ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StatePair:
+    """A graph input and the output that replaces it in the next run.
+
+    axis: the axis that grows with capacity (a KV cache), None when the shape is fixed (an LSTM's state)
+    """
+
+    input: str
+    output: str
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """How a graph keeps state between runs.
+
+    pairs:    the buffers
+    length:   name of the int64 (batch,) input that says how many positions are filled; None without a growing axis
+    advance:  (input name, axis): the size that one run adds to the length
+    """
+
+    pairs: tuple[StatePair, ...] = ()
+    length: str | None = None
+    advance: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A canonical or target graph: an onnx-ir model, its state table, and inputs that have a default.
+
+    defaults: input name -> scalar used when the caller does not feed it
+    """
+
+    model: ir.Model
+    state: StateSpec = field(default_factory=StateSpec)
+    defaults: Mapping[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a backend prepares: a serialised target graph and what a session must know about it.
+
+    model: path of model.onnx (external data beside or below it), or the bytes of a self-contained ONNX file
+    """
+
+    model: Path | bytes
+    inputs: tuple[TensorSpec, ...]  # every graph input, state included
+    outputs: tuple[TensorSpec, ...]  # every graph output, state included
+    state: StateSpec = field(default_factory=StateSpec)
+    defaults: Mapping[str, int | float] = field(default_factory=dict)
+    min_runtime: Mapping[str, str] = field(default_factory=dict)  # {"onnxruntime": "1.28"}
+
+
+# --- backends -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run here. `reason` says why not; `next` what to type; `detail` names versions and devices."""
+
+    usable: bool
+    reason: str = ""
+    next: str = ""
+    detail: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A node that a backend cannot take, and why."""
+
+    node: str
+    op_type: str
+    domain: str
+    reason: str
+
+
+class State:
+    """Buffers that stay on the device between runs, and how far they are filled.
+
+    length:   (batch,) int64, positions filled per row; the caller may lower it to rewind
+    capacity: positions that fit; 0 when no axis grows
+    buffers:  the backend's own objects, by input name of the pair
+    """
+
+    def __init__(self, buffers: dict[str, Any], length: np.ndarray, capacity: int) -> None:
+        self.buffers = buffers
+        self.length = length
+        self.capacity = capacity
+
+
+class BackendSession(Protocol):
+    """A prepared program. Feeds are complete and checked: right names, dtypes and ranks, C-contiguous numpy arrays."""
+
+    placement: Mapping[str, str]  # node name -> device it runs on
+
+    def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
+        """Zeroed buffers for `capacity` positions and `batch` rows; the filled part of `grown_from` is copied over."""
+
+    def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
+        """Outputs that are not state; the buffers of `state` are updated in place, its length is the caller's to advance."""
+
+    def close(self) -> None:
+        """Give everything back. Safe to call twice."""
+
+
+class Backend(Protocol):
+    """A device. Six methods in all with its session."""
+
+    name: str
+
+    def probe(self) -> Availability:
+        """Usable here? Never raises; says why not."""
+
+    def unsupported(self, program: Program) -> list[Unsupported]:
+        """Nodes that this backend cannot take, each with its reason."""
+
+    def prepare(self, program: Program, options: Mapping[str, str]) -> BackendSession:
+        """Slow, once. Unknown options are an error; so is any device but the one asked for."""

@@ -1,0 +1,131 @@
+"""Weights that are produced a row stripe at a time, so that no tensor has to be in memory whole.
+
+A `Stream` turns rows of the checkpoint into rows of one or more tensors of the graph (one for a plain weight, three for a
+quantised one: codes, scales, zero points). `tensors_of` gives those outputs as onnx-ir tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from porting.types import StoredTensor, TensorSpec
+
+if TYPE_CHECKING:
+    from porting.types import Checkpoint
+
+STRIPE_BYTES = 8 << 20  # of output; large enough for full disk speed, small beside any tensor that matters
+
+# safetensors spelling -> numpy dtype; block formats of GGUF decode to float32
+NUMPY_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+class Stream:
+    """Rows in, rows of one or more output tensors out.
+
+    outputs:  one spec per tensor; all share axis 0 up to a constant factor: rows [a, b) of the stream are the bytes
+              [a * row_bytes, b * row_bytes) of each output
+    rows:     number of rows
+    sources:  checkpoint tensors that are consumed
+    stored:   where the only output already lies on disk byte for byte, if it does
+    make:     (start, stop) -> one C-contiguous array per output
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[TensorSpec],
+        rows: int,
+        sources: Sequence[str],
+        make: Callable[[int, int], Sequence[np.ndarray]],
+        stored: StoredTensor | None = None,
+    ) -> None:
+        self.outputs = tuple(outputs)
+        self.rows = rows
+        self.sources = tuple(sources)
+        self.make = make
+        self.stored = stored
+
+    def row_bytes(self) -> list[int]:
+        """Bytes of one row of each output."""
+        return [nbytes_of(spec) // max(self.rows, 1) for spec in self.outputs]
+
+    def stripes(self, start: int = 0) -> Iterator[tuple[int, int, Sequence[np.ndarray]]]:
+        """(first row, row after the last, one array per output), in order, from row `start` on."""
+        step = max(1, STRIPE_BYTES // max(sum(self.row_bytes()), 1))
+        for first in range(start, self.rows, step):
+            stop = min(first + step, self.rows)
+            yield first, stop, self.make(first, stop)
+
+
+def nbytes_of(spec: TensorSpec) -> int:
+    """Bytes of a tensor whose shape is all ints."""
+    return math.prod(int(d) for d in spec.shape if d is not None) * np.dtype(dtype_of(spec.dtype)).itemsize
+
+
+def dtype_of(name: str) -> np.dtype:
+    """numpy dtype from its name, ml_dtypes' included."""
+    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
+
+
+def source_stream(checkpoint: Checkpoint, name: str, dtype: str = "float32") -> Stream:
+    """A checkpoint tensor as it is, decoded to `dtype`; `stored` is set when no byte has to change.
+
+    raises: KeyError when the checkpoint has no such tensor
+    """
+    tensor = checkpoint.tensors[name]
+    shape = tensor.shape or ()
+    target = dtype_of(dtype)
+    same = tensor.plain and NUMPY_DTYPES.get(tensor.dtype) == target
+
+    def make(start: int, stop: int) -> tuple[np.ndarray]:
+        return (np.ascontiguousarray(checkpoint.rows(name, start, stop).astype(target, copy=False)),)
+
+    rows = shape[0] if shape else 1
+    return Stream([TensorSpec(name, dtype, shape)], rows, [name], make, tensor if same else None)
+
+
+def tensors_of(stream: Stream) -> list[ir.LazyTensor]:
+    """The outputs of a stream as onnx-ir tensors; `stream_of` finds the way back. Their values are read only when asked for."""
+
+    def tensor(index: int, spec: TensorSpec) -> ir.LazyTensor:
+        def materialise() -> ir.Tensor:
+            parts = [arrays[index] for _, _, arrays in stream.stripes()]
+            shape = [int(d) for d in spec.shape if d is not None]
+            whole = np.concatenate([p.reshape(-1) for p in parts]) if parts else np.empty(0, dtype_of(spec.dtype))
+            return ir.Tensor(whole.reshape(shape), name=spec.name)
+
+        lazy = ir.LazyTensor(
+            materialise,
+            dtype=ir.DataType.from_numpy(dtype_of(spec.dtype)),
+            shape=ir.Shape(spec.shape),
+            name=spec.name,
+            cache=False,
+        )
+        lazy.meta["stream"] = (stream, index)
+        return lazy
+
+    return [tensor(i, spec) for i, spec in enumerate(stream.outputs)]
+
+
+def stream_of(tensor: ir.TensorProtocol | None) -> tuple[Stream, int] | None:
+    """The stream that a tensor comes from and its index there; None for an ordinary tensor."""
+    meta = getattr(tensor, "meta", None)
+    return meta.get("stream") if meta is not None else None
