@@ -111,14 +111,14 @@ def _lengths(graph: Graph, before: ir.Node, written_at: ir.Value) -> tuple[ir.Va
     axis = graph.state.advance[1]
     one, zero = _constant(body, "gqa/one", [1]), _constant(body, "gqa/zero", [0])
 
-    def op(kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        return node_like(first, kind, inputs, suffix=f"/gqa_{kind}_{len(inputs)}{len(attributes)}", **attributes).outputs[0]
+    def op(name: str, kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        return node_like(first, kind, inputs, suffix=f"/gqa_{name}", **attributes).outputs[0]
 
-    step = op("Shape", ids, start=axis, end=axis + 1)  # (1,)
-    last = op("Sub", op("Add", written_at, step), one)  # (B,)
-    seqlens = op("Cast", last, to=ir.DataType.INT32)
-    longest = op("Add", op("ReduceMax", last, keepdims=0), op("Squeeze", one, zero))  # ()
-    total = node_like(first, "Cast", [longest], suffix="/gqa_total", to=ir.DataType.INT32).outputs[0]
+    step = op("step", "Shape", ids, start=axis, end=axis + 1)  # (1,)
+    last = op("last", "Sub", op("filled", "Add", written_at, step), one)  # (B,)
+    seqlens = op("seqlens", "Cast", last, to=ir.DataType.INT32)
+    longest = op("longest", "Add", op("last_of_all", "ReduceMax", last, keepdims=0), op("one", "Squeeze", one, zero))  # ()
+    total = op("total", "Cast", longest, to=ir.DataType.INT32)
     return seqlens, total
 
 

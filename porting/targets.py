@@ -1,0 +1,78 @@
+"""What a port can be made for: `cpu`, `cuda`, or an Ascend SoC as the vendor spells it. The table is targets.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from porting.errors import UsageError, nearest
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "w8a8")
+DEFAULT_ASCEND = "Ascend910B3"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target.
+
+    kind:       "cpu", "cuda" or "ascend"
+    memory:     bytes of one device, None where the table does not say
+    precisions: those that `convert` can write for it
+    notes:      what the user should be told about the choice
+    """
+
+    name: str
+    kind: str
+    memory: int | None
+    precisions: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@cache
+def _table() -> Mapping[str, Mapping[str, Any]]:
+    return json.loads(files("porting").joinpath("targets.json").read_text(encoding="utf-8"))["targets"]
+
+
+def find_target(name: str) -> Target:
+    """Look a target up, case-insensitively. raises: UsageError with the nearest name"""
+    notes = []
+    if name.lower() == "ascend":
+        name = DEFAULT_ASCEND
+        notes.append(f"'ascend' stands for {DEFAULT_ASCEND}")
+    spelled = {k.lower(): k for k in _table()}.get(name.lower())
+    if spelled is None:
+        raise UsageError(f"unknown target {name!r}", where="--target", next=nearest(name, list(_table())))
+    if spelled == "Ascend910B":
+        notes.append("Ascend910B without a digit is the first-generation 910, which has no bf16; the A2 chips are Ascend910B1 to B4")
+    row = _table()[spelled]
+    memory = None if row["memory_gib"] is None else int(row["memory_gib"] * 2**30)
+    return Target(spelled, row["kind"], memory, tuple(row.get("precisions", ())), tuple(notes))
+
+
+def resolve_precision(target: Target, precision: str | None, stored: set[str]) -> str:
+    """The precision to write: what was asked for, `source` for the checkpoint's own, or fp32.
+
+    stored: dtypes of the checkpoint's tensors
+    raises: UsageError when the target does not take it
+    """
+    wanted = precision or "fp32"
+    if wanted == "source":
+        own = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+        kinds = {own.get(d, d) for d in stored}
+        if len(kinds) != 1:
+            raise UsageError(f"the checkpoint mixes {', '.join(sorted(kinds))}: `source` names no single precision", where="--precision")
+        wanted = kinds.pop()
+    if not target.precisions:
+        raise UsageError(
+            f"converting for {target.name} is not possible yet: only cpu and cuda graphs are written by this version",
+            where="--target",
+            next="`porting plan` and `porting inspect` know the target",
+        )
+    if wanted not in target.precisions:
+        known = ", ".join(target.precisions)
+        raise UsageError(f"target {target.name} is not written in {wanted!r}", where="--precision", next=f"known: {known}")
+    return wanted
