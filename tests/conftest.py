@@ -1,0 +1,26 @@
+"""What every test folder shares. Tests are not packages: shared modules are imported by name from this folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as GGUF, downloaded once."""
+    import models
+
+    return models.smollm2_gguf()
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder in fp32, made once."""
+    import models
+
+    return models.smollm2_folder()
