@@ -1,0 +1,499 @@
+"""Generation over a session: the loop, streaming, stops, limits and interruption, on a toy model that can be checked by hand."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+import porting
+from porting.errors import InputError, UsageError
+from porting.generation import Detokenizer, SamplingSettings, StopStrings, generate, generate_tokens, text_side
+from porting.generation.tokens import encode, tokenizer_from_bytes
+from porting.types import State, TensorSpec
+
+VOCAB = 300
+GREEDY = SamplingSettings()
+
+
+# --- a toy model and its port -----------------------------------------------------------------------------------------
+
+
+class ToySession:
+    """A language model in a line: after tokens a (last) and s (sum of all before and a) comes (31 * a + s) % vocab.
+
+    Its state is the sum, so a wrong chunk, a lost or a repeated token changes every later token.
+    script: token ids to give instead, by how many were fed before
+    """
+
+    def __init__(self, vocab: int = VOCAB, script: dict[int, int] | None = None, keeps: bool = True) -> None:
+        self.inputs = (TensorSpec("input_ids", "int64", ("batch", "sequence")),)
+        if keeps:
+            self.inputs += (TensorSpec("logits_to_keep", "int64", ()),)
+        self.outputs = (TensorSpec("logits", "float32", ("batch", "kept", vocab)),)
+        self.vocab, self.script = vocab, script or {}
+        self.fed: list[list[int]] = []
+        self.rows: list[int] = []
+        self.capacity = 0
+        self.closed = False
+
+    def new_state(self, capacity: int = 256, batch: int = 1) -> State:
+        self.capacity = capacity
+        return State({"sum": 0}, np.zeros(batch, np.int64), capacity)
+
+    def run(self, feeds, state=None):
+        ids = feeds["input_ids"]
+        assert ids.dtype == np.int64
+        assert ids.flags.c_contiguous
+        assert ids.ndim == 2
+        self.fed.append(ids[0].tolist())
+        sums = state.buffers["sum"] + np.cumsum(ids[0])
+        state.buffers["sum"] = int(sums[-1])
+        nexts = (31 * ids[0] + sums) % self.vocab
+        state.length = state.length + ids.shape[1]
+        nexts[-1] = self.script.get(int(state.length[0]), nexts[-1])
+        logits = np.zeros((1, ids.shape[1], self.vocab), np.float32)
+        logits[0, np.arange(ids.shape[1]), nexts] = 1
+        keep = int(feeds.get("logits_to_keep", 0))
+        logits = logits[:, -keep:] if keep else logits
+        self.rows.append(logits.shape[1])
+        return {"logits": logits}
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+
+def by_hand(prompt: list[int], count: int, vocab: int = VOCAB) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append((31 * ids[-1] + sum(ids)) % vocab)
+    return ids[len(prompt) :]
+
+
+def byte_level() -> Tokenizer:
+    """256 bytes, a merged " t", and two special tokens. Ids of bytes are those of the sorted byte alphabet."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {c: i for i, c in enumerate(alphabet)} | {"Ġt": len(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("Ġ", "t")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|go|>", special=True)])
+    return tokenizer
+
+
+def byte_fallback() -> Tokenizer:
+    """The SentencePiece kind: words with a leading mark, bytes for the rest, the first space of a text dropped."""
+    words = ["<unk>", "</s>", "▁", "▁Hello", "▁world", "a", "b", "H", "i", "."]
+    vocab = [(w, -1.0 - i) for i, w in enumerate(words)] + [(f"<0x{b:02X}>", -20.0) for b in range(256)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    return tokenizer
+
+
+BYTES, PIECES = byte_level(), byte_fallback()
+
+
+class ToyPort:
+    """What generate() needs of a port, with files in memory."""
+
+    def __init__(self, session: ToySession | None = None, config: dict | None = None, **files: object) -> None:
+        self.session = session or ToySession()
+        self.manifest = {"config": {"vocab_size": self.session.vocab, "max_position_embeddings": 512, **(config or {})}}
+        self.files = {"tokenizer.json": BYTES.to_str().encode()}
+        for name, content in files.items():
+            key = name.replace("__", ".")
+            self.files[key] = content if isinstance(content, bytes) else json.dumps(content).encode()
+
+    def side_file(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+    def program(self):
+        return self.session
+
+
+@pytest.fixture(autouse=True)
+def toy_device(monkeypatch):
+    monkeypatch.setattr("porting.session.open_session", lambda program, device: program)
+
+
+def scripted(text: str, prompt: list[int], tokenizer: Tokenizer = BYTES, then: str = "") -> ToySession:
+    """A session that answers a prompt of these ids with this text, then with a token named `then`."""
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if then:
+        ids.append(tokenizer.token_to_id(then))
+    return ToySession(script={len(prompt) + i: token for i, token in enumerate(ids)})
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40), st.integers(1, 12), st.integers(1, 45), st.booleans())
+def test_tokens_do_not_depend_on_the_chunk(prompt, count, chunk, keeps):
+    session = ToySession(keeps=keeps)
+    assert list(generate_tokens(session, prompt, count, GREEDY, prefill_chunk=chunk)) == by_hand(prompt, count)
+    assert sum(session.fed, []) == prompt + by_hand(prompt, count)[:-1]  # noqa: RUF017 - the last one need not be fed
+    assert max(map(len, session.fed)) <= max(chunk, 1)
+    if keeps:
+        assert set(session.rows) == {1}
+    assert session.capacity >= len(prompt)
+
+
+def test_a_stop_token_ends_and_is_the_last_given():
+    third = by_hand([5, 7], 3)[-1]
+    assert third not in by_hand([5, 7], 2)
+    session = ToySession()
+    assert list(generate_tokens(session, [5, 7], 50, GREEDY, stop_ids=[third, 299])) == by_hand([5, 7], 3)
+    assert len(session.fed) == 3  # the stop token is not fed
+
+
+def test_sampling_repeats_with_its_seed_and_differs_with_another():
+    def run(seed):
+        return list(generate_tokens(ToySession(), [1], 30, SamplingSettings(1.0, seed=seed)))
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_the_penalty_counts_prompt_and_new_tokens():
+    seen = []
+
+    class Spy(ToySession):
+        def run(self, feeds, state=None):
+            outputs = super().run(feeds, state)
+            outputs["logits"] -= 2  # all negative, so that the penalty puts whatever was seen below the rest
+            return outputs
+
+    for token in generate_tokens(Spy(vocab=6), [0, 1], 4, SamplingSettings(repetition_penalty=50.0)):
+        assert token not in {0, 1, *seen}
+        seen.append(token)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "expected"),
+    [
+        ([], {}, InputError, "the prompt is empty"),
+        ([1, 300], {}, InputError, r"token id 300 at position 1 is out of the vocabulary \(0 to 299\)"),
+        ([1, -1], {}, InputError, "token id -1 at position 1 is out of the vocabulary"),
+        ([1] * 8, {"context_limit": 10}, InputError, r"prompt \(8 tokens\) and max_new_tokens \(3\) exceed the context of 10"),
+        ([1] * 8, {"context_limit": 10}, InputError, "ask for at most 2 new tokens"),
+        ([1] * 12, {"context_limit": 10}, InputError, "shorten the prompt by at least 3 tokens"),
+        ([1], {"max_new_tokens": 0}, UsageError, "max_new_tokens is 0"),
+        ([1], {"max_new_tokens": 2.0}, UsageError, "max_new_tokens is 2.0"),
+        ([1], {"prefill_chunk": 0}, UsageError, "prefill_chunk is 0"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_before_the_first_run(prompt, options, error, expected):
+    session = ToySession()
+    with pytest.raises(error, match=expected):
+        generate_tokens(session, prompt, **{"max_new_tokens": 3, "settings": GREEDY, **options})  # not even iterated
+    assert session.fed == []
+
+
+def test_a_request_that_just_fits_runs():
+    assert len(list(generate_tokens(ToySession(), [1] * 7, 3, GREEDY, context_limit=10))) == 3
+
+
+def test_a_session_that_is_no_language_model_is_refused():
+    session = ToySession()
+    session.outputs = (TensorSpec("embedding", "float32", ("batch", 8)),)
+    with pytest.raises(InputError, match="not a language model"):
+        generate_tokens(session, [1], 3, GREEDY)
+
+
+# --- text and tokens --------------------------------------------------------------------------------------------------
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], context: Sequence[int] = ()) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, context)
+    return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
+
+
+TEXT = st.text(alphabet=st.one_of(st.sampled_from(" \n▁Helloworldab.é中😀👩‍👩‍👧"), st.characters(codec="utf-8")), max_size=25)
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXT, TEXT, st.sampled_from(["bytes", "pieces"]))
+@example("", " Hello world", "pieces")
+@example("Hello", " world 😀", "pieces")
+@example("", "  😀😀 t", "bytes")
+def test_streamed_text_is_the_decoded_text_and_never_half_a_character(before, text, kind):
+    tokenizer = BYTES if kind == "bytes" else PIECES
+    context = tokenizer.encode(before, add_special_tokens=False).ids
+    ids = tokenizer.encode(before + text, add_special_tokens=False).ids
+    assume(ids[: len(context)] == context)
+    ids = ids[len(context) :]
+    start, whole = tokenizer.decode(context), tokenizer.decode(context + ids)
+    assume(whole.startswith(start) and "\ufffd" not in whole)
+    pieces = streamed(tokenizer, ids, context)
+    assert "".join(pieces) == whole[len(start) :]
+    assert pieces[-1] == ""  # nothing was held to the end
+    shown = ""
+    for piece in pieces:
+        shown += piece
+        assert (start + shown) == whole[: len(start) + len(shown)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 258), max_size=40))
+def test_any_bytes_stream_to_their_decoding(ids):
+    assert "".join(streamed(BYTES, ids)) == BYTES.decode(ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 265), max_size=40))
+def test_any_pieces_stream_without_failing(ids):
+    """A byte-fallback decoder replaces a whole run of bytes when one of it is wrong, those printed already excepted."""
+    clean = "".join(streamed(PIECES, ids)).replace("\ufffd", "")
+    assert clean.endswith(PIECES.decode(ids).replace("\ufffd", "")[-1:])
+
+
+def test_each_character_comes_with_its_last_byte():
+    ids = BYTES.encode("é😀 t").ids
+    assert streamed(BYTES, ids) == ["", "é", "", "", "", "😀", " t", ""]
+    ids = PIECES.encode("a😀b").ids
+    assert [p for p in streamed(PIECES, ids) if p] == ["a", "😀", "b"]
+
+
+def test_the_space_after_a_prompt_is_kept_and_the_first_one_of_an_answer_dropped():
+    hello, world, end = (PIECES.token_to_id(t) for t in ("▁Hello", "▁world", "</s>"))
+    assert "".join(streamed(PIECES, [world], [hello])) == " world"
+    assert "".join(streamed(PIECES, [hello, world])) == "Hello world"
+    assert "".join(streamed(PIECES, [hello, end, world], [end])) == "Hello world"
+
+
+def test_special_tokens_print_nothing():
+    end = BYTES.token_to_id("<|end|>")
+    assert streamed(BYTES, [end, *BYTES.encode("a").ids, end]) == ["", "a", "", ""]
+
+
+def test_an_unfinished_character_ends_as_one_replacement():
+    assert streamed(BYTES, BYTES.encode("a😀").ids[:-1]) == ["a", "", "", "", "\ufffd"]
+
+
+def test_bytes_that_are_no_text_are_not_held_for_ever():
+    stray = BYTES.encode("é").ids[1]
+    pieces = streamed(BYTES, [stray] * 100)
+    assert "".join(pieces) == "\ufffd" * 100
+    assert sum(bool(p) for p in pieces) > 5
+
+
+def test_a_prompt_is_never_truncated_or_padded_by_its_tokenizer():
+    asks = byte_level()
+    asks.enable_truncation(3)
+    asks.enable_padding(length=64)
+    tokenizer = tokenizer_from_bytes(asks.to_str().encode())
+    assert len(encode(tokenizer, "abcdefghij", add_special_tokens=True)) == 10
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (None, "there is no tokenizer"),
+        (b"", "cannot be read"),
+        (b"\xff\xfe", "cannot be read: UnicodeDecodeError"),
+        (b"{}", "cannot be read"),
+        (BYTES.to_str().encode()[:-40], "cannot be read"),
+        (b'{"model": {"type": "New"}}', "cannot be read"),
+    ],
+)
+def test_a_missing_or_damaged_tokenizer_is_refused(data, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        tokenizer_from_bytes(data)
+    assert caught.value.where == "tokenizer.json"
+    assert caught.value.next
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_tokenizer_with_any_damage_works_or_is_refused(data):
+    """Native code reads the file: no damage may end in its panic."""
+    content = json.loads(PIECES.to_str())
+    part = data.draw(st.sampled_from(["model", "pre_tokenizer", "decoder", "added_tokens", "normalizer", "post_processor"]))
+    junk = st.one_of(st.none(), st.integers(-2, 2**40), st.text(max_size=3), st.lists(st.integers(), max_size=2), st.just({}))
+    if isinstance(content[part], dict):
+        content[part][data.draw(st.sampled_from(sorted(content[part])))] = data.draw(junk)
+    else:
+        content[part] = data.draw(junk)
+    try:
+        tokenizer = tokenizer_from_bytes(json.dumps(content).encode())
+        encode(tokenizer, "Hello a😀", add_special_tokens=True)
+    except InputError as error:
+        assert error.where == "tokenizer.json"  # noqa: PT017 - either outcome is right
+
+
+def test_a_prompt_that_is_no_unicode_is_refused():
+    with pytest.raises(InputError, match="not Unicode text: surrogates not allowed at character 2"):
+        encode(BYTES, "ab\udcff", add_special_tokens=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.text("ab", max_size=4), max_size=8),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+)
+@example(["a", "ab"], ["aab"])
+@example(["xab", "ab", "c"], ["abc"])
+def test_text_is_cut_before_the_first_stop_string_however_it_is_split(pieces, stops):
+    whole = "".join(pieces)
+    ends = [whole.find(s) for s in stops if s in whole]
+    cut = StopStrings(stops)
+    shown = ""
+    for piece in pieces:
+        shown += cut.push(piece)
+        assert not any(s in shown for s in stops)
+    shown += cut.flush()
+    assert cut.found == bool(ends)
+    if not ends:
+        assert shown == whole
+    else:  # pieces decide which of two overlapping ones is complete first; what is shown ends where one begins
+        assert whole.startswith(shown)
+        assert any(whole.startswith(s, len(shown)) for s in stops)
+
+
+def test_text_is_held_only_while_it_may_begin_a_stop_string():
+    cut = StopStrings(["\nUser:"])
+    assert [cut.push(p) for p in ("Hi\n", "Us", "ed ", "\nUse", "r: x", "more")] == ["Hi", "", "\nUsed ", "", "", ""]
+    assert cut.found
+
+
+@pytest.mark.parametrize("stops", ["abc", [""], [1], ["a", None]])
+def test_stop_strings_of_another_form_are_refused(stops):
+    with pytest.raises(UsageError, match="stop strings are"):
+        StopStrings(stops)
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+PROMPT = BYTES.encode("Say it").ids
+TEMPLATE = b"{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|go|>{% endif %}"
+
+
+def test_a_bare_prompt_is_continued_and_streamed():
+    port = ToyPort(scripted(" the end 😀!", PROMPT, then="<|end|>"), {"eos_token_id": BYTES.token_to_id("<|end|>")})
+    pieces: list[str] = []
+    result = generate(port, "Say it", on_text=pieces.append)
+    assert result.text == " the end 😀!" == "".join(pieces)
+    assert len(pieces) > 5
+    assert result.finish_reason == "stop"
+    assert result.token_ids == (*BYTES.encode(" the end 😀!").ids, BYTES.token_to_id("<|end|>"))
+    assert result.prompt_tokens == len(PROMPT)
+    assert result.settings.temperature == 0
+    assert result.tokens_per_second > 0
+    assert result.prefill_seconds > 0
+    assert port.session.closed
+
+
+def test_the_length_limit_is_told():
+    result = generate(ToyPort(scripted("abcdef", PROMPT)), "Say it", max_new_tokens=3)
+    assert (result.text, result.finish_reason) == ("abc", "length")
+    assert generate(ToyPort(), "Say it", max_new_tokens=1).tokens_per_second is None
+
+
+def test_a_stop_string_over_several_tokens_ends_the_text_before_it():
+    port = ToyPort(scripted("Fine.\nUser: more", PROMPT))
+    result = generate(port, "Say it", stop=["\nUser:", "never"], max_new_tokens=40)
+    assert (result.text, result.finish_reason) == ("Fine.", "stop")
+    assert BYTES.decode(list(result.token_ids)) == "Fine.\nUser:"
+
+
+def test_the_chat_template_is_used_when_there_is_one():
+    def fed(**options):
+        port = ToyPort(chat_template__jinja=TEMPLATE)
+        generate(port, options.pop("prompt", "Say it"), max_new_tokens=1, **options)
+        return port.session.fed[0]
+
+    assert fed() == [*PROMPT, BYTES.token_to_id("<|go|>")]
+    assert fed(chat=True) == fed()
+    assert fed(prompt=[{"role": "user", "content": "Say"}, {"role": "user", "content": " it"}]) == fed()
+    assert fed(chat=False) == PROMPT
+    with pytest.raises(UsageError, match="needs the chat template"):
+        fed(prompt=[{"role": "user", "content": "x"}], chat=False)
+    for options in ({"chat": True}, {"prompt": [{"role": "user", "content": "x"}]}):
+        with pytest.raises(InputError, match="no chat template"):
+            generate(ToyPort(), options.pop("prompt", "x"), max_new_tokens=1, **options)
+
+
+def test_stop_tokens_come_from_the_generation_config_first():
+    assert text_side(ToyPort(config={"eos_token_id": 3})).stop_ids == {3}
+    assert text_side(ToyPort(config={"eos_token_id": 3}, generation_config__json={"eos_token_id": [4, 5]})).stop_ids == {4, 5}
+    assert text_side(ToyPort(config={"eos_token_id": 3}, generation_config__json={"eos_token_id": None})).stop_ids == {3}
+    assert text_side(ToyPort()).stop_ids == frozenset()
+    for damaged in ("2", [1, "2"], True, -1, {"a": 1}):
+        with pytest.raises(InputError, match="eos_token_id is"):
+            text_side(ToyPort(config={"eos_token_id": damaged}))
+
+
+@pytest.mark.parametrize(
+    ("port", "options", "error", "expected"),
+    [
+        (ToyPort(config={"max_position_embeddings": 20}), {"max_new_tokens": 15}, InputError, "exceed the context of 20"),
+        (ToyPort(), {"max_new_tokens": 15, "context_limit": 10}, InputError, "exceed the context of 10"),
+        (ToyPort(config={"vocab_size": 50}), {}, InputError, "out of the vocabulary"),
+        (ToyPort(config={"vocab_size": "many"}), {}, InputError, "vocab_size is 'many'"),
+        (ToyPort(), {"prompt": ""}, InputError, "the prompt is empty"),
+        (ToyPort(), {"top_p": 2.0}, UsageError, "top_p is 2.0"),
+        (ToyPort(generation_config__json=[1]), {}, InputError, "expected a JSON object, got list"),
+        (ToyPort(generation_config__json={"top_k": -3}), {"temperature": 1.0}, InputError, "top_k is -3"),
+    ],
+)
+def test_a_bad_request_is_refused_before_the_session_is_opened(port, options, error, expected, monkeypatch):
+    monkeypatch.setattr(port, "program", lambda: pytest.fail("opened"))
+    with pytest.raises(error, match=expected):
+        generate(port, options.pop("prompt", "Say it"), **options)
+
+
+def test_an_open_session_is_used_and_stays_open(monkeypatch):
+    port = ToyPort()
+    session = scripted("abc", PROMPT)
+    monkeypatch.setattr(port, "program", lambda: pytest.fail("opened"))
+    assert generate(port, "Say it", max_new_tokens=3, session=session).text == "abc"
+    assert generate(port, "Say it", max_new_tokens=3, session=session).text == "abc"  # nothing is left of the first
+    assert not session.closed
+
+
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_ctrl_c_ends_with_the_text_so_far(at):
+    class Interrupted(ToySession):
+        def run(self, feeds, state=None):
+            if len(self.fed) == at:
+                signal.raise_signal(signal.SIGINT)
+            return super().run(feeds, state)
+
+    session = Interrupted(script=scripted("abcdefgh", PROMPT).script)
+    pieces: list[str] = []
+    port = ToyPort(session)
+    result = generate(port, "Say it", on_text=pieces.append, stop=["cx"], max_new_tokens=8)
+    assert result.finish_reason == "interrupted"
+    assert result.text == "abcdefgh"[:at] == "".join(pieces)
+    assert len(result.token_ids) == at
+    assert session.closed
+
+
+def test_ctrl_c_while_text_is_shown_is_no_error():
+    def show(text):
+        if text == "c":
+            raise KeyboardInterrupt
+
+    result = generate(ToyPort(scripted("abcdef", PROMPT)), "Say it", on_text=show, max_new_tokens=6)
+    assert (result.text, result.finish_reason) == ("abc", "interrupted")
+
+
+def test_generate_is_public():
+    assert porting.generate is generate
