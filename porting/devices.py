@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from porting.errors import UsageError
+from porting.errors import DeviceUnavailable, UsageError, nearest
 
 _DEVICE = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_-]*?)(?::(?P<index>\d+))?")
 
@@ -51,3 +51,63 @@ def parse_device(text: str) -> Device:
             raise UsageError(f"option {key.strip()!r} is given twice", where=f"--device {text}")
         options[key.strip()] = value.strip()
     return Device(match["name"], int(match["index"] or 0), options)
+
+
+def require_known_options(device: str, options: Mapping[str, str], known: tuple[str, ...]) -> None:
+    """Refuse an option that a backend does not have.
+
+    options: as `Backend.prepare` gets them; "index" is always among them and always known
+    raises:  UsageError naming the nearest option
+    """
+    for name in options:
+        if name != "index" and name not in known:
+            raise UsageError(
+                f"device {device!r} has no option {name!r}",
+                where=f"--device {device},{name}={options[name]}",
+                next=nearest(name, ("process", *known)),
+            )
+
+
+def choice_option(device: str, options: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    """The value of an option that takes one of `choices`; the first is the default.
+
+    raises: UsageError
+    """
+    value = options.get(name, choices[0])
+    if value not in choices:
+        raise UsageError(
+            f"option {name}={value} of device {device!r} is none of {', '.join(choices)}",
+            where=f"--device {device},{name}={value}",
+            next=nearest(value, choices),
+        )
+    return value
+
+
+def count_option(device: str, options: Mapping[str, str], name: str, default: int) -> int:
+    """The value of an option that takes a whole number from 1 up.
+
+    raises: UsageError
+    """
+    value = options.get(name, str(default))
+    if not (value.isascii() and value.isdigit() and int(value) >= 1):
+        raise UsageError(
+            f"option {name}={value} of device {device!r} is not a whole number from 1 up",
+            where=f"--device {device},{name}={value}",
+            next=f"write {name}={default}, say",
+        )
+    return int(value)
+
+
+def require_index(device: str, options: Mapping[str, str], count: int) -> int:
+    """The device index, below `count`.
+
+    raises: DeviceUnavailable
+    """
+    index = int(options.get("index", "0"))
+    if index >= count:
+        raise DeviceUnavailable(
+            f"device {device}:{index} does not exist: {count} found",
+            where=f"--device {device}:{index}",
+            next=f"use {device}:0" if count else "`porting doctor` lists every device",
+        )
+    return index

@@ -39,11 +39,9 @@ class Session:
         hidden_out = {p.output for p in state.pairs}
         self.inputs = tuple(i for i in program.inputs if i.name not in hidden_in)
         self.outputs = tuple(o for o in program.outputs if o.name not in hidden_out)
-        self._specs = {i.name: (dtype_of(i.dtype), i.shape) for i in self.inputs}
-        self._defaults = {
-            name: np.asarray(value, dtype_of(next(i.dtype for i in program.inputs if i.name == name)))
-            for name, value in program.defaults.items()
-        }
+        self._specs = {i.name: (dtype_of(i.dtype), i.shape, _fixed(i)) for i in self.inputs}
+        self._batch_axes = [(i.name, i.shape.index("batch")) for i in self.inputs if "batch" in i.shape]
+        self._defaults = {name: self._default(name, value) for name, value in program.defaults.items()}
 
     @property
     def placement(self) -> Mapping[str, str]:
@@ -70,20 +68,12 @@ class Session:
         if self._closed:
             raise UsageError("the session is closed")
         arrays, foreign = self._checked(feeds)
-        spec = self.program.state
-        if not spec.pairs:
+        if self.program.state.pairs:
+            outputs = self._run_with_state(arrays, state)
+        elif state is None:
             outputs = self._session.run(arrays)
         else:
-            step = arrays[spec.advance[0]].shape[spec.advance[1]] if spec.advance else 0
-            if state is None:
-                batch = arrays[spec.advance[0]].shape[0] if spec.advance else next(iter(arrays.values())).shape[0]
-                state = self._session.new_state(step if spec.length else 0, batch)
-            if spec.length:
-                self._make_room(state, step)
-                arrays[spec.length] = state.length
-            outputs = self._session.run(arrays, state)
-            if spec.length:
-                state.length = state.length + step
+            raise UsageError("this program keeps no state", where="session.run", next="call run(feeds) without a state")
         return {k: foreign(v) for k, v in outputs.items()} if foreign else outputs
 
     def close(self) -> None:
@@ -98,8 +88,40 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _run_with_state(self, arrays: dict[str, np.ndarray], state: State | None) -> dict[str, np.ndarray]:
+        spec = self.program.state
+        step = arrays[spec.advance[0]].shape[spec.advance[1]] if spec.advance else 0
+        batch = self._batch(arrays)
+        if state is None:
+            state = self._session.new_state(step if spec.length else 0, batch)
+        if spec.length is None:
+            return self._session.run(arrays, state)
+        length = np.asarray(state.length)
+        if length.dtype != np.int64 or length.shape != (batch,) or length.min(initial=0) < 0:
+            raise InputError(
+                f"a state for {batch} rows needs a length of {batch} int64 numbers from 0 up, "
+                f"got {length.dtype}{list(length.shape)}: {length}",
+                where="session.run",
+                next="make the state with new_state(batch=...); lower its length to rewind, change nothing else",
+            )
+        state.length = length
+        self._make_room(state, step)
+        arrays[spec.length] = length
+        outputs = self._session.run(arrays, state)
+        state.length = length + step
+        return outputs
+
+    def _batch(self, arrays: dict[str, np.ndarray]) -> int:
+        """Rows of this run: the dimension called "batch", else dimension 0 of the input that the state advances by."""
+        for name, axis in self._batch_axes:
+            if name in arrays:
+                return arrays[name].shape[axis]
+        advance = self.program.state.advance
+        array = arrays[advance[0]] if advance else next(iter(arrays.values()))
+        return array.shape[0] if array.ndim else 1
+
     def _make_room(self, state: State, step: int) -> None:
-        needed = int(state.length.max()) + step
+        needed = int(state.length.max(initial=0)) + step
         if needed > state.capacity:
             wanted = max(needed, state.capacity + state.capacity // 2)
             capacity = -(-wanted // CAPACITY_STEP) * CAPACITY_STEP
@@ -107,26 +129,40 @@ class Session:
             state.buffers, state.capacity = grown.buffers, grown.capacity
 
     def _checked(self, feeds: Mapping[str, Array]) -> tuple[dict[str, np.ndarray], Any]:
+        """Feeds with defaults, and the function that turns outputs into the caller's kind of array (None for numpy).
+
+        On the hot path of every run, a few microseconds beside a tiny graph: benchmarks/session_overhead.py.
+        """
         foreign = None
-        arrays = dict(self._defaults)
+        arrays = self._defaults.copy()
+        specs = self._specs
         for name, value in feeds.items():
-            wanted = self._specs.get(name)
+            wanted = specs.get(name)
             if wanted is None:
                 raise self._unknown_input(name)
             if type(value) is not np.ndarray:
                 value, back = _to_numpy(name, value)
                 foreign = foreign or back
-            dtype, shape = wanted
-            if value.dtype != dtype or value.ndim != len(shape):
+            dtype, dims, fixed = wanted
+            shape = value.shape
+            if value.dtype != dtype or len(shape) != len(dims):
                 raise self._misfit(name, value)
-            for have, want in zip(value.shape, shape, strict=True):
-                if want.__class__ is int and have != want:
+            for axis, size in fixed:
+                if shape[axis] != size:
                     raise self._misfit(name, value)
             arrays[name] = value if value.flags.c_contiguous else np.ascontiguousarray(value)
-        if len(arrays) != len(self._specs):
+        if len(arrays) != len(specs):
             missing = [str(i) for i in self.inputs if i.name not in arrays]
             raise InputError(f"inputs not fed: {'; '.join(missing)}", where="session.run")
         return arrays, foreign
+
+    def _default(self, name: str, value: int | float) -> np.ndarray:
+        if name not in self._specs:
+            raise InputError(f"a default is given for {name!r}, which is no input", next=nearest(name, list(self._specs)))
+        dtype, shape, _ = self._specs[name]
+        if any(not isinstance(dim, int) for dim in shape):
+            raise InputError(f"input {name!r} has a default and a shape that is not fixed: {list(shape)}", where="program")
+        return np.full([dim for dim in shape if isinstance(dim, int)], value, dtype)
 
     def _unknown_input(self, name: str) -> InputError:
         hidden = [p.input for p in self.program.state.pairs] + [self.program.state.length]
@@ -146,8 +182,16 @@ class Session:
         )
 
 
+def _fixed(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
+    """(axis, size) of the dimensions that cannot vary."""
+    return tuple((axis, dim) for axis, dim in enumerate(spec.shape) if isinstance(dim, int))
+
+
 def _to_numpy(name: str, value: Any) -> tuple[np.ndarray, Any]:
-    """A DLPack array (or a NumPy scalar or list, refused) as numpy, and the function that turns numpy back into its kind."""
+    """A DLPack array as numpy, and the function that turns numpy back into its kind (None for numpy's own).
+
+    raises: InputError for what is no array: numbers and lists have no dtype of their own
+    """
     if isinstance(value, np.ndarray):
         return np.asarray(value), None
     if not hasattr(value, "__dlpack__"):
@@ -156,12 +200,12 @@ def _to_numpy(name: str, value: Any) -> tuple[np.ndarray, Any]:
             where="session.run",
             next="feed a numpy array or one that speaks DLPack",
         )
-    module = sys.modules[type(value).__module__.partition(".")[0]]
+    module = sys.modules[type(value).__module__.partition(".")[0]]  # torch, for a torch.nn.parameter.Parameter too
     if not hasattr(module, "from_dlpack"):
         raise InputError(
             f"input {name!r}: {module.__name__} has no from_dlpack", where="session.run", next="feed a numpy array"
         )
-    if type(value).__module__ == "torch" and str(value.dtype) == "torch.bfloat16":  # numpy's DLPack knows no bfloat16
+    if module.__name__ == "torch" and str(value.dtype) == "torch.bfloat16":  # numpy's DLPack knows no bfloat16
         bits = value.detach().cpu().contiguous().view(module.int16)
         array = np.from_dlpack(bits).view(dtype_of("bfloat16"))
     else:
@@ -176,7 +220,7 @@ def _to_numpy(name: str, value: Any) -> tuple[np.ndarray, Any]:
     def back(result: np.ndarray) -> Any:
         if result.dtype == dtype_of("bfloat16"):
             return module.from_dlpack(result.view(np.int16)).view(module.bfloat16)
-        return module.from_dlpack(np.array(result, copy=None) if result.flags.writeable else result.copy())
+        return module.from_dlpack(result if result.flags.writeable else result.copy())  # DLPack refuses read-only arrays
 
     return array, back
 
@@ -186,7 +230,7 @@ def open_session(program: Program, device: str | Device = "cpu") -> Session:
 
     device: `name[:index][,option=value]...`; `process=worker` runs the backend in a process of its own;
             `a-or-b` takes the first of both that is usable, nothing else ever falls back
-    raises: UsageError (unknown device or option), DeviceUnavailable, InputError (nodes that it cannot take)
+    raises: UsageError (unknown device or option), DeviceUnavailable, RuntimeFailed (nodes that it cannot take), InputError
     """
     wanted = parse_device(device) if isinstance(device, str) else device
     options = dict(wanted.options)

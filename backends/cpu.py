@@ -1,0 +1,72 @@
+"""The CPU backend: onnxruntime's CPU provider and nothing else.
+
+Options after the device's name (`cpu,threads=4,spinning=1`):
+
+    threads=N             threads of one operator; default: the physical cores that this process may use
+    spinning=0|1          whether idle threads burn cycles waiting; 0, because hosts are shared
+    optimization=all|basic|off   onnxruntime's own graph optimisations; all
+    prepack=1|0           1 rearranges weights once, for speed; 0 leaves them in the file, for memory and start-up
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from porting.backends.onnxruntime import (
+    OrtSession,
+    availability,
+    base_options,
+    import_runtime,
+    open_ort,
+    placement_of,
+    require_version,
+)
+from porting.backends.onnxruntime_kernels import missing_kernels
+
+from porting.devices import choice_option, count_option, require_index, require_known_options
+from porting.errors import DeviceUnavailable
+from porting.host import available_cores
+from porting.types import Availability, Program, Unsupported
+
+PROVIDER = "CPUExecutionProvider"
+OPTIONS = ("threads", "spinning", "optimization", "prepack")
+
+
+class CpuBackend:
+    """The processors of this machine."""
+
+    name = "cpu"
+
+    def probe(self) -> Availability:
+        """Usable when onnxruntime can be imported."""
+        return availability("cpu", PROVIDER)
+
+    def unsupported(self, program: Program) -> list[Unsupported]:
+        """Nodes without a kernel, see `missing_kernels`."""
+        return missing_kernels(import_runtime("cpu"), program, PROVIDER)
+
+    def prepare(self, program: Program, options: Mapping[str, str]) -> OrtSession:
+        """raises: UsageError, DeviceUnavailable (onnxruntime missing or too old), InputError, OutOfResources, RuntimeFailed"""
+        require_known_options(self.name, options, OPTIONS)
+        require_index(self.name, options, 1)
+        threads = count_option(self.name, options, "threads", available_cores())
+        spinning = choice_option(self.name, options, "spinning", ("0", "1"))
+        level = choice_option(self.name, options, "optimization", ("all", "basic", "off"))
+        prepack = choice_option(self.name, options, "prepack", ("1", "0"))
+
+        runtime = import_runtime("cpu")
+        require_version(runtime, program, "cpu")
+        levels = runtime.GraphOptimizationLevel
+        settings = base_options(runtime)
+        settings.intra_op_num_threads = threads
+        settings.graph_optimization_level = {
+            "all": levels.ORT_ENABLE_ALL,
+            "basic": levels.ORT_ENABLE_BASIC,
+            "off": levels.ORT_DISABLE_ALL,
+        }[level]
+        settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        settings.add_session_config_entry("session.disable_prepacking", "0" if prepack == "1" else "1")
+        session = open_ort(runtime, program, settings, [PROVIDER], self.name)
+        if session.get_providers() != [PROVIDER]:
+            raise DeviceUnavailable(f"asked for {PROVIDER}, got {session.get_providers()}", where="prepare on cpu")
+        return OrtSession(runtime, session, program, placement_of(session, "cpu", PROVIDER), "cpu")

@@ -1,0 +1,301 @@
+"""A backend in a process of its own, behind the same session: for runtimes with per-process options or libraries that clash.
+
+The child is a fresh interpreter. Messages go through a socket; arrays go through two anonymous files in memory that both sides
+map, one per direction, which only grow. Having no name, they vanish with the last process that maps them, however it ends.
+
+    parent                             child
+    WorkerSession._call  ── request ──>  main: serve until the socket closes
+                         <── reply ───  ("ok", value) | ("error", kind, what, where, next) | ("bug", traceback)
+
+State stays in the child; the parent holds a number for it. The child ends when the parent does, because the socket closes;
+a thread watches for that while the backend is busy. It ignores Ctrl-C, which is the parent's to handle: an interrupted call
+ends the child, since nobody would read its answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from porting import errors
+from porting.devices import Device
+from porting.errors import DeviceUnavailable, PortingError, RuntimeFailed
+from porting.types import Program, State
+from porting.weights import dtype_of
+
+ALIGNMENT = 64  # bytes; what vector kernels like best
+POLL_SECONDS = 1.0  # how often a waiting parent looks whether the child still lives
+CLOSE_SECONDS = 10.0  # grace for a backend that releases a device
+
+
+# --- arrays through shared memory ---------------------------------------------------------------------------------
+
+
+class Arena:
+    """A file in memory that one process writes and the other reads; it only grows.
+
+    A table says what lies in it: (name, dtype, shape, offset in bytes) per array.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map: mmap.mmap | None = None
+
+    @classmethod
+    def create(cls) -> Arena:
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("porting-worker"))
+        with tempfile.TemporaryFile() as file:  # no memfd outside Linux: a file without a name does the same
+            return cls(os.dup(file.fileno()))
+
+    def write(self, arrays: Mapping[str, np.ndarray]) -> list[tuple]:
+        """Copy arrays in; returns their table."""
+        table, end = [], 0
+        for name, array in arrays.items():
+            table.append((name, array.dtype.name, array.shape, end))
+            end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        if end > os.fstat(self.fd).st_size:
+            os.ftruncate(self.fd, max(end, mmap.PAGESIZE))
+        for name, view in self.read(table).items():
+            view[...] = arrays[name]
+        return table
+
+    def read(self, table: list[tuple]) -> dict[str, np.ndarray]:
+        """Views of what a table lists; they hold until the next write."""
+        size = os.fstat(self.fd).st_size
+        if size and (self._map is None or len(self._map) < size):
+            self._map = mmap.mmap(self.fd, size)  # an older map lives on as long as a view of it does
+        return {
+            name: np.ndarray(shape, dtype_of(dtype), self._map if 0 not in shape else None, offset if 0 not in shape else 0)
+            for name, dtype, shape, offset in table
+        }
+
+    def close(self) -> None:
+        self._map = None
+        os.close(self.fd)
+
+
+# --- the parent's side ----------------------------------------------------------------------------------------------
+
+
+class _StateHandle:
+    """The number of a state in the child; the child is told when it is gone."""
+
+    def __init__(self, number: int, dropped: list[int]) -> None:
+        self.number = number
+        weakref.finalize(self, dropped.append, number)
+
+
+class WorkerSession:
+    """A BackendSession whose backend runs in a child process. One call at a time; further threads wait.
+
+    raises: what the backend raises, as the same class; RuntimeFailed when the child dies
+    """
+
+    def __init__(self, device: Device, program: Program) -> None:
+        if os.name != "posix":
+            raise DeviceUnavailable("process=worker needs Linux or macOS", where=f"device {device}")
+        self._device = device
+        self._lock = threading.Lock()
+        self._dropped: list[int] = []
+        self._feeds, self._outputs = Arena.create(), Arena.create()
+        ours, theirs = socket.socketpair()
+        fds = [theirs.fileno(), self._feeds.fd, self._outputs.fd]
+        code = f"import sys; sys.path[:] = {sys.path!r}; from porting.worker import main; main(*{fds!r}, parent={os.getpid()})"
+        self._child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=fds)
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._closed = False
+        self._finalizer = weakref.finalize(self, _end, self._child, self._connection, self._feeds, self._outputs)
+        try:
+            self.placement: Mapping[str, str] = self._call("prepare", device, program)
+        except BaseException:
+            self.close()
+            raise
+
+    def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
+        source = None if grown_from is None else (grown_from.buffers["worker"].number, grown_from.length)
+        number, length = self._call("new_state", capacity, batch, source)
+        return State({"worker": _StateHandle(number, self._dropped)}, length, capacity)
+
+    def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
+        number = None if state is None else state.buffers["worker"].number
+        with self._lock:
+            table = self._call_locked("run", self._feeds.write(feeds), number)
+            return {name: view.copy() for name, view in self._outputs.read(table).items()}
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._finalizer()
+
+    def _call(self, *request: Any) -> Any:
+        with self._lock:
+            return self._call_locked(*request)
+
+    def _call_locked(self, *request: Any) -> Any:
+        if self._closed:
+            raise RuntimeFailed("the worker process is gone, and its state with it", where=f"worker of {self._device}")
+        dropped = [self._dropped.pop() for _ in range(len(self._dropped))]
+        try:
+            self._connection.send((dropped, *request))
+            while not self._connection.poll(POLL_SECONDS):
+                if self._child.poll() is not None and not self._connection.poll(0):
+                    raise EOFError
+            reply = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died(request[0]) from error
+        except BaseException:  # Ctrl-C: the answer would be taken for that of the next call
+            self._closed = True
+            self._child.kill()
+            self._finalizer()
+            raise
+        return _unwrap(reply, str(self._device))
+
+    def _died(self, doing: str) -> PortingError:
+        self._closed = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(CLOSE_SECONDS)
+        code = self._child.poll()
+        self._finalizer()
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        return RuntimeFailed(
+            f"the worker process of {self._device} {how} during {doing}",
+            where=f"process {self._child.pid}",
+            next="SIGKILL is mostly the kernel running out of memory" if code == -signal.SIGKILL else "see its stderr above",
+        )
+
+
+def _end(child: subprocess.Popen, connection: Connection, *arenas: Arena) -> None:
+    """Close the socket, which the child takes as its end, and wait; kill it when it does not go."""
+    connection.close()
+    try:
+        child.wait(CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    for arena in arenas:
+        arena.close()
+
+
+def _unwrap(reply: tuple, device: str) -> Any:
+    if reply[0] == "ok":
+        return reply[1]
+    if reply[0] == "error":
+        _, kind, what, where, next_step = reply
+        raise getattr(errors, kind)(what, where=where, next=next_step)
+    raise RuntimeError(f"bug in the worker of {device}:\n{reply[1]}")
+
+
+# --- the child's side -----------------------------------------------------------------------------------------------
+
+
+def main(socket_fd: int, feeds_fd: int, outputs_fd: int, *, parent: int) -> None:
+    """Serve one backend session until the parent closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # what a vendor library prints must not end up in the parent's result
+    connection = Connection(socket_fd)
+    threading.Thread(target=_watch, args=(socket_fd, parent), daemon=True).start()
+    child = _Child(Arena(feeds_fd), Arena(outputs_fd))
+    try:
+        while True:
+            dropped, name, *arguments = connection.recv()
+            connection.send(child.answer(dropped, name, arguments))
+    except (EOFError, OSError):  # the parent closed its end, or is gone
+        child.close()
+
+
+def _watch(socket_fd: int, parent: int) -> None:
+    """End this process when the parent is gone, also while the backend computes."""
+    with socket.socket(fileno=os.dup(socket_fd)) as peek:
+        while os.getppid() == parent:
+            threading.Event().wait(POLL_SECONDS)
+            try:
+                if peek.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"":
+                    break
+            except BlockingIOError:
+                continue
+            except OSError:
+                break
+        threading.Event().wait(CLOSE_SECONDS)  # the orderly way first
+        os._exit(1)
+
+
+class _Child:
+    """The session in the child, and its states by number."""
+
+    def __init__(self, feeds: Arena, outputs: Arena) -> None:
+        self._feeds, self._outputs = feeds, outputs
+        self._session: Any = None
+        self._length: str | None = None  # name of the input that says how far a state is filled
+        self._states: dict[int, State] = {}
+        self._last = 0
+
+    def answer(self, dropped: list[int], name: str, arguments: list) -> tuple:
+        try:
+            for number in dropped:
+                self._states.pop(number, None)
+            calls: dict[str, Callable[..., Any]] = {"prepare": self.prepare, "new_state": self.new_state, "run": self.run}
+            return "ok", calls[name](*arguments)
+        except PortingError as error:
+            kind = next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
+            return "error", kind, error.what, error.where, error.next
+        except MemoryError as error:
+            return "error", "OutOfResources", f"memory ran out: {error}", "worker process", "use a smaller batch or capacity"
+        except Exception:
+            return "bug", traceback.format_exc()
+
+    def prepare(self, device: Device, program: Program) -> dict[str, str]:
+        from porting.registry import load_backend
+        from porting.session import prepare_checked
+
+        backend = load_backend(device.name)
+        available = backend.probe()  # again: what the parent's process can load is not what this one can
+        if not available.usable:
+            raise DeviceUnavailable(
+                f"device {str(device)!r} is not available: {available.reason}", where="probe", next=available.next
+            )
+        self._session = prepare_checked(backend, program, device)
+        self._length = program.state.length
+        return dict(self._session.placement)
+
+    def new_state(self, capacity: int, batch: int, source: tuple[int, np.ndarray] | None) -> tuple[int, np.ndarray]:
+        grown_from = None
+        if source is not None:
+            grown_from = self._states[source[0]]
+            grown_from.length = source[1]
+        state = self._session.new_state(capacity, batch, grown_from)
+        self._last += 1
+        self._states[self._last] = state
+        return self._last, state.length
+
+    def run(self, table: list[tuple], number: int | None) -> list[tuple]:
+        feeds = self._feeds.read(table)
+        if number is None:
+            return self._outputs.write(self._session.run(feeds))
+        state = self._states[number]
+        if self._length:
+            state.length = feeds[self._length].copy()
+        return self._outputs.write(self._session.run(feeds, state))
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
