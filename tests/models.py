@@ -75,14 +75,14 @@ def smollm2_folder() -> Path:
 
 
 def _write_folder(gguf: Path, folder: Path) -> None:
-    from safetensors.numpy import save_file
-
     from porting.converters.checkpoints.gguf import GgufCheckpoint
+    from safetensors.numpy import save_file
 
     checkpoint = GgufCheckpoint(gguf)
     folder.mkdir()
     tensors = {n: np.ascontiguousarray(checkpoint.rows(n, 0, t.shape[0])) for n, t in checkpoint.tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the package makes it private; some tests read it as another user
     (folder / "config.json").write_text(json.dumps({**checkpoint.config, "dtype": "float32"}, indent=2) + "\n")
     for name, data in checkpoint.side_files().items():
         (folder / name).write_bytes(data)

@@ -227,10 +227,10 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     dims = cursor.number("<u4", what)
     if not 1 <= dims <= MAX_DIMS:
         raise cursor.damaged(f"gives {what} {dims} dimensions; 1 to {MAX_DIMS} are possible")
-    shape = np.frombuffer(cursor.take(8 * dims, what), "<u8").tolist()
+    shape = tuple(np.frombuffer(cursor.take(8 * dims, what), "<u8")[::-1].tolist())
     if 0 in shape:
-        raise cursor.damaged(f"gives {what} the shape {tuple(shape)}, without an element")
-    return name, tuple(reversed(shape)), cursor.number("<u4", what), cursor.number("<u8", what)
+        raise cursor.damaged(f"gives {what} the shape {shape}, without an element")
+    return name, shape, cursor.number("<u4", what), cursor.number("<u8", what)
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Value]) -> int:
