@@ -47,7 +47,9 @@ def find_target(name: str) -> Target:
     if spelled is None:
         raise UsageError(f"unknown target {name!r}", where="--target", next=nearest(name, list(_table())))
     if spelled == "Ascend910B":
-        notes.append("Ascend910B without a digit is the first-generation 910, which has no bf16; the A2 chips are Ascend910B1 to B4")
+        notes.append(
+            "Ascend910B without a digit is the first-generation 910, which has no bf16; the A2 chips are Ascend910B1 to B4"
+        )
     row = _table()[spelled]
     memory = None if row["memory_gib"] is None else int(row["memory_gib"] * 2**30)
     return Target(spelled, row["kind"], memory, tuple(row.get("precisions", ())), tuple(notes))
@@ -64,7 +66,9 @@ def resolve_precision(target: Target, precision: str | None, stored: set[str]) -
         own = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
         kinds = {own.get(d, d) for d in stored}
         if len(kinds) != 1:
-            raise UsageError(f"the checkpoint mixes {', '.join(sorted(kinds))}: `source` names no single precision", where="--precision")
+            raise UsageError(
+                f"the checkpoint mixes {', '.join(sorted(kinds))}: `source` names no single precision", where="--precision"
+            )
         wanted = kinds.pop()
     if not target.precisions:
         raise UsageError(
@@ -76,3 +80,8 @@ def resolve_precision(target: Target, precision: str | None, stored: set[str]) -
         known = ", ".join(target.precisions)
         raise UsageError(f"target {target.name} is not written in {wanted!r}", where="--precision", next=f"known: {known}")
     return wanted
+
+
+def all_targets() -> list[Target]:
+    """Every target of the table, in its order."""
+    return [find_target(name) for name in _table()]

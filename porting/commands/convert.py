@@ -1,0 +1,77 @@
+"""porting convert SOURCE -o PORT"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.argument("source")
+@options.output("port")
+@options.target
+@options.precision
+@click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Form of the result.")
+@click.option(
+    "--max-ram", type=options.Size(), metavar="SIZE", help="Refuse to start when the forecast is above this, as in 4GiB."
+)
+@options.weights
+@click.option("--resume", is_flag=True, help="Go on where a run that was cut short stopped; the result has identical bytes.")
+@click.option("--stop-after", metavar="PASS", help="End with this pass, to find by bisection which one changes an answer.")
+@options.force
+@options.as_json
+@options.quiet
+def command(
+    source: str,
+    output: Path,
+    target: str,
+    precision: str | None,
+    to: str,
+    max_ram: int | None,
+    weights: str,
+    resume: bool,
+    stop_after: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Convert SOURCE (a Hugging Face folder or a GGUF file) into a port, in fixed memory.
+
+    Every tensor of the checkpoint is used, or named as dropped with a reason; anything else is refused. Nothing is compared here: `validate`
+    does that, and `port` does both.
+    """
+    from porting.convert import convert
+
+    port = convert(
+        source,
+        output,
+        target,
+        precision,
+        weights=weights,
+        max_ram=max_ram,
+        force=force,
+        resume=resume,
+        stop_after=stop_after,
+        progress=options.progress(quiet),
+    )
+    m = port.manifest
+    result = {
+        "schema": "porting.convert/1",
+        "port": str(port.path),
+        **{k: m[k] for k in ("architecture", "target", "precision")},
+    }
+    result |= {"tensors_used": len(m["tensors"]["used"]), "tensors_dropped": m["tensors"]["dropped"], "weights": m["weights"]}
+    result["passes"] = m["passes"]
+    kept = m["weights"]
+    lines = [
+        f"wrote {port.path}: {m['architecture']} for {m['target']} in {m['precision']}",
+        f"  tensors  {len(m['tensors']['used'])} used, {len(m['tensors']['dropped'])} dropped",
+        f"  weights  {options.size(kept['written_bytes'])} written, {options.size(kept['linked_bytes'])} linked",
+        *[f"  not linked: {name}: {reason}" for name, reason in kept["not_linked"].items()],
+        f"  next: porting validate {port.path} --against {source}",
+    ]
+    options.emit(result, as_json, "\n".join(lines))
+    return 0

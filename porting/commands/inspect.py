@@ -1,0 +1,54 @@
+"""porting inspect SOURCE"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.argument("source")
+@options.as_json
+def command(source: str, as_json: bool) -> int:
+    """What is in SOURCE (a Hugging Face folder or a GGUF file): architecture, parameters, dtypes, bytes, and what fits where.
+
+    Reads headers only. Exits 2 when the checkpoint is damaged; a model that is readable and not covered is said, not refused.
+    """
+    from porting.inspect import inspect
+
+    found = inspect(source)
+    options.emit(found, as_json, _text(found))
+    return 0
+
+
+def _text(found: dict[str, Any]) -> str:
+    from porting.render import table
+    from porting.verdict import printable
+
+    covered = "covered" if found["covered"] else f"NOT covered: {printable(found['reason'])}"
+    lines = [
+        f"{printable(found['source'])}: {printable(found['architecture'])} ({found['format']}), {covered}",
+        f"{found['parameters']:,} parameters in {found['tensors']} tensors, {options.size(found['bytes'])}",
+        "",
+        table(
+            ("stored as", "tensors", "parameters", "bytes"),
+            [(d, str(v["tensors"]), f"{v['parameters']:,}", options.size(v["bytes"])) for d, v in found["dtypes"].items()],
+        ),
+        "",
+        table(
+            ("weights in", "bytes", "targets whose one device holds them"),
+            [(p, options.size(b), _fits(found["fits"][p])) for p, b in found["weights_bytes"].items()],
+        ),
+        "",
+        table(("config", "value"), [(k, str(v)) for k, v in found["config"].items()]),
+        "",
+        f"carried over: {', '.join(found['side_files']) or 'nothing (no tokenizer)'}",
+    ]
+    return "\n".join(lines)
+
+
+def _fits(targets: list[str]) -> str:
+    return f"{len(targets)}, such as {', '.join(targets[:3])}" if targets else "none"

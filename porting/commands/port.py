@@ -1,0 +1,61 @@
+"""porting port SOURCE -o PORT"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.argument("source")
+@options.output("port")
+@options.target
+@options.precision
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="A golden to validate against. [default: the upstream implementation, where transformers is installed]",
+)
+@options.device
+@options.inputs
+@options.weights
+@options.force
+@options.junit
+@options.as_json
+@options.quiet
+def command(
+    source: str,
+    output: Path,
+    target: str,
+    precision: str | None,
+    against: Path | None,
+    device: str,
+    inputs: Path | None,
+    weights: str,
+    force: bool,
+    junit: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """The main job: inspect SOURCE, convert it into a port, compare that with a reference, and give one verdict.
+
+    The port is kept whatever the verdict, and carries it in evidence/.
+    """
+    from porting.pipeline import port
+
+    verdict = port(
+        source,
+        output,
+        target,
+        precision,
+        against=against,
+        device=device,
+        inputs=inputs,
+        weights=weights,
+        force=force,
+        progress=options.progress(quiet),
+    )
+    return options.emit_verdict(verdict, as_json, junit)

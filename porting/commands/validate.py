@@ -1,0 +1,47 @@
+"""porting validate PORT"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.argument("port", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="The source checkpoint (needs transformers), a golden, or another port (never a pass). [default: the port's own golden]",
+)
+@options.device
+@options.inputs
+@click.option(
+    "--require-level",
+    type=click.Choice(["static", "emulated", "simulated", "hardware"]),
+    default="static",
+    show_default=True,
+    help="The weakest level of evidence that counts; less than this exits 3.",
+)
+@options.junit
+@options.as_json
+@options.quiet
+def command(
+    port: Path,
+    against: Path | None,
+    device: str,
+    inputs: Path | None,
+    require_level: str,
+    junit: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Compare PORT with a reference on a device: fidelity (does it compute what its precision should?) and quality (what does that
+    precision cost against fp32?). The first says whether the port is right, the second whether it is good; neither stands for the other.
+    """
+    from porting.validate import validate
+
+    verdict = validate(port, against, device, inputs=inputs, require_level=require_level, progress=options.progress(quiet))
+    return options.emit_verdict(verdict, as_json, junit)

@@ -1,0 +1,49 @@
+"""What a person sees in the terminal. Names that come from a model are data: plain text cells, never markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+
+from porting.verdict import Check, Verdict, printable
+
+WIDTH = 118
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """The verdict line first, then the checks, then how to run it again."""
+    rows = [(c.verdict.upper(), c.name, number(c.value), number(c.bound), c.where) for c in verdict.checks]
+    parts = [verdict.line(), "", table(("", "check", "value", "bound", "where"), rows)]
+    facts = [f"evidence: {verdict.evidence_level}, compared with: {verdict.reference}"]
+    if "compared_with" in verdict.details:
+        facts[0] += f" ({printable(str(verdict.details['compared_with']))})"
+    facts.append(f"{verdict.seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
+    again = verdict.details.get("again")
+    if again:
+        facts.append(f"again: {printable(str(again))}")
+    return "\n".join([*parts, *facts])
+
+
+def number(value: Check | float | int | str | None) -> str:
+    """A check's value or bound, short."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else printable(str(value))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A plain table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        drawn.add_column(heading, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
+    console = Console(file=StringIO(), width=WIDTH, color_system=None, highlight=False)
+    console.print(drawn)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines())

@@ -1,0 +1,87 @@
+"""The upstream reference: transformers' own class, fp32 on the CPU, loaded strictly with the weights as *we* decoded them.
+
+Nothing is downloaded and no remote code runs: the class comes from the installed package, the config from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from porting.errors import EvidenceUnavailable
+from porting.weights import source_stream
+
+if TYPE_CHECKING:
+    from porting.types import Checkpoint
+
+
+def upstream_version() -> str | None:
+    """transformers' version when it and torch are installed, else None."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("torch")
+        return version("transformers")
+    except PackageNotFoundError:
+        return None
+
+
+def upstream_logits(checkpoint: Checkpoint, architecture: str, cases: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits of the upstream implementation.
+
+    cases:   name -> (batch, sequence) int64 token ids
+    returns: name -> (batch, sequence, vocab) float32
+    raises:  EvidenceUnavailable when torch, transformers or the class is missing
+    """
+    if upstream_version() is None:
+        raise EvidenceUnavailable(
+            "the upstream implementation is not installed, and no golden was given",
+            where="reference",
+            next='pip install "porting[torch]", or validate --against a golden',
+        )
+    import torch
+
+    model = load_upstream(checkpoint, architecture)
+    with torch.inference_mode():
+        return {name: model(torch.from_numpy(ids)).logits.float().numpy() for name, ids in cases.items()}
+
+
+def load_upstream(checkpoint: Checkpoint, architecture: str) -> Any:
+    """transformers' model of this checkpoint, fp32, eval mode, every parameter set from our decoding.
+
+    raises: EvidenceUnavailable when transformers has no such class, or its parameters are not those that we read
+    """
+    import torch
+    import transformers
+
+    kind = getattr(transformers, architecture, None)
+    if kind is None:
+        raise EvidenceUnavailable(
+            f"transformers {transformers.__version__} has no {architecture}",
+            where="reference",
+            next="validate --against a golden",
+        )
+    config = {k: v for k, v in checkpoint.config.items() if k not in ("torch_dtype", "dtype", "quantization_config")}
+    factors = config.get("rope_scaling") if (config.get("rope_scaling") or {}).get("rope_type") == "freq_factors" else None
+    if factors:
+        config.pop("rope_scaling")
+    model = kind._from_config(kind.config_class.from_dict(config), dtype=torch.float32, attn_implementation="eager").eval()
+    names = dict(model.named_parameters())
+    extra = set(checkpoint.tensors) - set(names) - {"lm_head.weight", "rope_freqs.weight"}
+    missing = set(names) - set(checkpoint.tensors)
+    left = {n for n in extra if not n.endswith("rotary_emb.inv_freq")}
+    if missing or left:
+        raise EvidenceUnavailable(
+            f"transformers' {architecture} and the checkpoint disagree about tensors: missing {sorted(missing)[:5]}, extra {sorted(left)[:5]}",
+            where="reference",
+        )
+    with torch.no_grad():
+        for name, parameter in names.items():
+            for start, stop, (rows,) in source_stream(checkpoint, name).stripes():
+                parameter[start:stop] = torch.from_numpy(np.array(rows))
+        if factors:  # GGUF's per-frequency divisors, which transformers' config cannot say
+            divisors = source_stream(checkpoint, "rope_freqs.weight").make(0, model.model.rotary_emb.inv_freq.shape[0])[0]
+            model.model.rotary_emb.inv_freq /= torch.from_numpy(divisors)
+    return model
