@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 import porting
 from porting.errors import InputError, UsageError
@@ -171,6 +171,11 @@ def test_sampling_repeats_with_its_seed_and_differs_with_another():
     assert run(1) != run(2)
 
 
+def test_every_token_is_a_draw_of_its_own():
+    near_uniform = SamplingSettings(1000.0, seed=1)
+    assert len(set(generate_tokens(ToySession(), [1], 30, near_uniform))) > 15
+
+
 def test_the_penalty_counts_prompt_and_new_tokens():
     seen = []
 
@@ -258,10 +263,10 @@ def test_any_bytes_stream_to_their_decoding(ids):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 265), max_size=40))
-def test_any_pieces_stream_without_failing(ids):
-    """A byte-fallback decoder replaces a whole run of bytes when one of it is wrong, those printed already excepted."""
-    clean = "".join(streamed(PIECES, ids)).replace("\ufffd", "")
-    assert clean.endswith(PIECES.decode(ids).replace("\ufffd", "")[-1:])
+def test_any_pieces_stream_all_the_characters_of_their_decoding(ids):
+    """Decoding all at once replaces a whole run of bytes when one of it is wrong; what was printed before that stays."""
+    shown = iter("".join(streamed(PIECES, ids)))
+    assert all(character in shown for character in PIECES.decode(ids) if character != "\ufffd")  # in this order
 
 
 def test_each_character_comes_with_its_last_byte():
@@ -404,6 +409,22 @@ def test_the_length_limit_is_told():
     result = generate(ToyPort(scripted("abcdef", PROMPT)), "Say it", max_new_tokens=3)
     assert (result.text, result.finish_reason) == ("abc", "length")
     assert generate(ToyPort(), "Say it", max_new_tokens=1).tokens_per_second is None
+
+
+def test_text_that_was_held_back_comes_at_the_end():
+    result = generate(ToyPort(scripted("ab\nUser wins", PROMPT)), "Say it", stop=["\nUser:"], max_new_tokens=7)
+    assert (result.text, result.finish_reason) == ("ab\nUser", "length")
+    cut_short = generate(ToyPort(scripted("ab😀", PROMPT)), "Say it", max_new_tokens=4)
+    assert cut_short.text == "ab\ufffd" == BYTES.decode(list(cut_short.token_ids))
+
+
+def test_a_chat_brings_its_own_special_tokens_and_a_bare_prompt_gets_the_tokenizers():
+    go = BYTES.token_to_id("<|go|>")
+    tokenizer = byte_level()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|go|> $A", special_tokens=[("<|go|>", go)])
+    port = ToyPort(tokenizer__json=tokenizer.to_str().encode(), chat_template__jinja=b"<|go|>{{ messages[0].content }}")
+    side = text_side(port)
+    assert side.prompt_ids("Say it") == [go, *PROMPT] == side.prompt_ids("Say it", chat=False)
 
 
 def test_a_stop_string_over_several_tokens_ends_the_text_before_it():

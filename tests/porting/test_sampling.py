@@ -147,6 +147,16 @@ def test_draws_follow_the_probabilities():
     assert chi_squared < 16.27  # 3 degrees of freedom, p = 0.001; the seed is fixed
 
 
+@pytest.mark.parametrize(("drawn", "token"), [(0.0, 1), (np.nextafter(0.5, 0), 1), (0.5, 3), (np.nextafter(1.0, 0), 3)])
+def test_every_draw_from_zero_to_below_one_falls_on_a_token(drawn, token):
+    class Fixed:
+        def random(self):
+            return drawn
+
+    logits = np.array([-np.inf, 2, -np.inf, 2, -np.inf], np.float32)
+    assert next_token(logits, np.array([0]), SamplingSettings(1.0), Fixed()) == token
+
+
 def test_a_seed_gives_these_tokens_on_every_platform():
     logits = (np.arange(1000, dtype=np.float32) * np.float32(7.3)) % np.float32(11)
     wanted = SamplingSettings(0.8, 200, 0.95, 1.1, seed=2026)
