@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from porting.errors import CheckpointError
-from porting.types import Checkpoint
+from porting.types import Checkpoint, TensorSpec
 from porting.weights import Stream, source_stream
 
 SHOWN = 20  # names listed before "and N more"
+# Integers and 8-bit floats mean nothing without the scales that belong to them; converting the bare codes would be silently wrong.
+CODES = frozenset(("F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"))
 
 
 class Weights:
@@ -25,8 +28,7 @@ class Weights:
         self.checkpoint = checkpoint
         self.dropped: dict[str, str] = {}
         self._taken: dict[str, Stream] = {}
-        self._missing: list[str] = []
-        self._misshapen: list[str] = []
+        self._wrong: dict[str, tuple[str, str]] = {}  # name -> (what is wrong, as `finish` lists it)
         for name in checkpoint.tensors:
             for pattern, reason in (droppable or {}).items():
                 if re.fullmatch(pattern, name):
@@ -38,39 +40,43 @@ class Weights:
     def take(self, name: str, shape: tuple[int, ...]) -> Stream:
         """The tensor as float32 rows. Asking again gives the same stream. What is wrong with it is raised by `finish`."""
         if name in self._taken:
+            assert self._taken[name].outputs[0].shape == shape, f"{name} was taken with another shape"
             return self._taken[name]
         stored = self.checkpoint.tensors.get(name)
         if stored is None:
-            self._missing.append(f"{name} {list(shape)}")
-            stream = _nothing(name, shape)
+            self._wrong[name] = ("missing", f"{name} {list(shape)}")
         elif tuple(stored.shape) != shape:
-            self._misshapen.append(f"{name}: the config asks for {list(shape)}, the file holds {list(stored.shape)}")
-            stream = _nothing(name, shape)
-        else:
-            stream = source_stream(self.checkpoint, name)
+            detail = f"{name}: the config asks for {list(shape)}, the file holds {list(stored.shape)}"
+            self._wrong[name] = ("of another shape", detail)
+        elif stored.dtype in CODES:
+            self._wrong[name] = ("of a dtype that means nothing without scales", f"{name}: {stored.dtype}")
+        stream = _nothing(name, shape) if name in self._wrong else source_stream(self.checkpoint, name)
         self._taken[name] = stream
         return stream
 
     def values(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A small tensor's values, float32, consumed."""
+        """A small tensor's values, float32, consumed; ones where the tensor is wrong, which `finish` raises."""
         stream = self.take(name, shape)
-        return stream.make(0, stream.rows)[0]
+        return stream.make(0, stream.rows)[0] if name not in self._wrong else np.ones(shape, np.float32)
 
     def drop(self, name: str, reason: str) -> None:
         """Leave a tensor out, saying why."""
         self.dropped[name] = reason
 
     def finish(self) -> dict[str, Any]:
-        """The accounting for port.json: {"used": [names], "dropped": [{"name", "reason"}]}.
+        """The accounting for port.json: {"used": [names], "parameters": count, "dropped": [{"name", "reason"}]}.
 
-        raises: CheckpointError naming every missing, misshapen and left-over tensor together
+        raises: CheckpointError naming every missing, misshapen, quantised and left-over tensor together
         """
-        left_over = sorted(set(self.checkpoint.tensors) - set(self._taken) - set(self.dropped))
-        problems = []
-        for label, names in (("missing", self._missing), ("of another shape", self._misshapen), ("left over", left_over)):
-            if names:
-                shown = "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-                problems.append(f"{len(names)} {label}: {shown}")
+        left_over = set(self.checkpoint.tensors) - set(self._taken) - set(self.dropped)
+        found: dict[str, list[str]] = {}
+        for label, detail in [*self._wrong.values(), *(("left over", name) for name in sorted(left_over))]:
+            found.setdefault(label, []).append(detail)
+        problems = [
+            f"{len(details)} {label}: {'; '.join(details[:SHOWN])}"
+            + (f"; and {len(details) - SHOWN} more" if len(details) > SHOWN else "")
+            for label, details in found.items()
+        ]
         if problems:
             raise CheckpointError(
                 "the tensors do not fit the config. " + ". ".join(problems),
@@ -79,16 +85,16 @@ class Weights:
             )
         return {
             "used": sorted(self._taken),
+            "parameters": sum(math.prod(s.outputs[0].shape) for s in self._taken.values()),  # type: ignore[arg-type]
             "dropped": [{"name": n, "reason": r} for n, r in sorted(self.dropped.items())],
         }
 
 
 def _nothing(name: str, shape: tuple[int, ...]) -> Stream:
     """Stands in for a tensor that is wrong, so that building goes on and all problems are reported at once."""
-    from porting.types import TensorSpec
 
     def make(start: int, stop: int) -> tuple[np.ndarray]:
-        raise CheckpointError(f"tensor {name!r} is missing or misshapen")
+        raise CheckpointError(f"tensor {name!r} cannot be used; `Weights.finish` says why")
 
     return Stream([TensorSpec(name, "float32", shape)], shape[0] if shape else 1, [name], make)
 

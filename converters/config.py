@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
+from reprlib import repr as short  # a hostile value does not become a page of message
 from typing import Any, TypeVar
 
 from porting.errors import CheckpointError, UnsupportedModel
 
 C = TypeVar("C")
+
+# Above every size, count and length of a model; kernels hold such numbers in 32 bits.
+TOO_LARGE = 2**31
 
 # Keys that any config.json of a decoder may carry and that have no effect on the maths of inference.
 IGNORED = {
@@ -116,9 +123,9 @@ def read_config(kind: type[C], config: Mapping[str, Any], *, ignored: Mapping[st
         if key in fields or key in special or key in IGNORED or key in ignored:
             continue
         if key not in ONLY_WHEN:
-            unknown.append(f"{key}={value!r}")
+            unknown.append(f"{key}={short(value)}")
         elif value not in ONLY_WHEN[key]:
-            changed.append(f"{key}={value!r}")
+            changed.append(f"{key}={short(value)}")
     if unknown or changed:
         raise UnsupportedModel(
             f"config keys that may change the maths and are not covered: {', '.join(changed + unknown)}",
@@ -129,19 +136,36 @@ def read_config(kind: type[C], config: Mapping[str, Any], *, ignored: Mapping[st
     if missing:
         raise CheckpointError(f"config keys are missing: {', '.join(missing)}", where="config.json")
     values = {n: config[n] for n in fields if n in config and (config[n] is not None or fields[n].default is None)}
+    hints = typing.get_type_hints(kind)
     for name, value in values.items():
-        _require_type(name, value, str(fields[name].type))
+        _require_type(name, value, hints[name])
     return kind(**values)
 
 
-def _require_type(name: str, value: Any, annotation: str) -> None:
-    allowed: tuple[type, ...] = ()
-    for part in annotation.split(" | "):
-        allowed += {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),)}.get(
-            part, (object,)
+def require_count(name: str, value: Any, least: int) -> None:
+    """Refuse what is no integer of at least `least`. raises: CheckpointError"""
+    if type(value) is not int or not least <= value < TOO_LARGE:
+        raise CheckpointError(
+            f"config key {name!r} should be an integer from {least} up, got {short(value)}", where="config.json"
         )
-    wrong = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed and object not in allowed)
-    if wrong:
-        raise CheckpointError(f"config key {name!r} should be {annotation}, got {value!r}", where="config.json")
-    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < 2**40:
-        raise CheckpointError(f"config key {name!r} should be positive and sane, got {value!r}", where="config.json")
+
+
+def require_positive(name: str, value: Any, below: float = TOO_LARGE) -> None:
+    """Refuse what is no positive, finite number. raises: CheckpointError"""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f"config key {name!r} should be a number, got {short(value)}", where="config.json")
+    if math.isnan(value) or not 0 < value < below:
+        raise CheckpointError(
+            f"config key {name!r} should be positive and below {below}, got {short(value)}", where="config.json"
+        )
+
+
+def _require_type(name: str, value: Any, hint: Any) -> None:
+    """Hold a value against the type of its field; numbers must be positive and sane. raises: CheckpointError"""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    fits = type(value) in allowed or (type(value) is int and float in allowed)  # `type`, for a bool is an int to isinstance
+    if not fits:
+        expected = " or ".join("null" if t is types.NoneType else t.__name__ for t in allowed)
+        raise CheckpointError(f"config key {name!r} should be {expected}, got {short(value)}", where="config.json")
+    if type(value) in (int, float):
+        require_positive(name, value)

@@ -17,15 +17,22 @@ from porting.errors import CheckpointError, UnsupportedModel
 from porting.types import Graph, StatePair, StateSpec
 
 from ..accounting import Weights, same_values
+from ..config import require_count
 from ..graph_builder import GraphBuilder
 from .rope import Rope
 
+# The deepest published decoder has 126 layers and the widest head 512 numbers. A config far above either is damaged, and building
+# its graph would take for ever before the tensors show it.
+MOST_LAYERS = 1000
+MOST_HEAD_DIM = 1 << 14
 MASK = "porting.mask"  # on Attention nodes: "causal" or "causal,window=N", what the explicit mask input holds
 
 
 class HasHeads(Protocol):
     """What the attention of every architecture here says in its config."""
 
+    @property
+    def num_hidden_layers(self) -> int: ...
     @property
     def hidden_size(self) -> int: ...
     @property
@@ -129,6 +136,12 @@ def resolve_heads(c: C) -> C:
         num_key_value_heads=c.num_key_value_heads or heads,
         head_dim=c.head_dim or hidden // heads,
     )
+    for key, value, most in (
+        ("num_hidden_layers", c.num_hidden_layers, MOST_LAYERS),
+        ("head_dim", resolved.head_dim or 0, MOST_HEAD_DIM),
+    ):
+        if value > most:
+            raise CheckpointError(f"{key} is {value}; no model is near that, at most {most} is taken", where="config.json")
     if heads % (resolved.num_key_value_heads or 1):
         raise CheckpointError(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {resolved.num_key_value_heads}",
@@ -147,23 +160,37 @@ def layer_windows(config: Mapping[str, Any], layers: int) -> list[int | None]:
 
     raises: CheckpointError, UnsupportedModel
     """
-    window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise CheckpointError(f"sliding_window should be a positive integer or null, got {window!r}", where="config.json")
+    in_use = config.get("use_sliding_window")
+    if not isinstance(in_use, bool | None):
+        raise CheckpointError(f"use_sliding_window should be a bool, got {in_use!r}", where="config.json")
+    needed = ["sliding_window", "max_window_layers"] if config.get("layer_types") is None else ["sliding_window"]
+    unsaid = [key for key in needed if in_use and key not in config]
+    if unsaid:  # upstream has defaults, which are those of one model: too much of a guess for a file that does not say
+        raise CheckpointError(f"use_sliding_window is true, and the config lacks {', '.join(unsaid)}", where="config.json")
+    window = config["sliding_window"] if in_use else None
+    if window is not None:
+        require_count("sliding_window", window, least=1)
     kinds = config.get("layer_types")
     if kinds is None:
-        if window is not None and not isinstance(config.get("max_window_layers"), int):
-            raise CheckpointError("use_sliding_window is true and max_window_layers is missing", where="config.json")
-        first = layers if window is None else int(config["max_window_layers"])
+        if window is not None:
+            require_count("max_window_layers", config["max_window_layers"], least=0)
+        first = layers if window is None else config["max_window_layers"]
         kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    if len(kinds) != layers:
-        raise CheckpointError(f"layer_types has {len(kinds)} entries for {layers} layers", where="config.json")
-    unknown = sorted({str(k) for k in kinds} - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise UnsupportedModel(f"layer types are not covered: {', '.join(unknown)}", where="config.json")
+    require_layer_types(kinds, layers)
     if window is None and "sliding_attention" in kinds:
         raise CheckpointError("layer_types has sliding_attention, but no sliding_window is in use", where="config.json")
     return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def require_layer_types(kinds: Any, layers: int) -> None:
+    """Hold `layer_types` against the number of layers. raises: CheckpointError, UnsupportedModel"""
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise CheckpointError("layer_types should be a list of names", where="config.json")
+    if len(kinds) != layers:
+        raise CheckpointError(f"layer_types has {len(kinds)} entries for {layers} layers", where="config.json")
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UnsupportedModel(f"layer types are not covered: {', '.join(unknown)}", where="config.json")
 
 
 def require_off(config: Mapping[str, Any], key: str) -> None:
@@ -173,10 +200,16 @@ def require_off(config: Mapping[str, Any], key: str) -> None:
 
 
 def freq_factors(turning: Rope, weights: Weights) -> np.ndarray | None:
-    """GGUF's frequency divisors, (D / 2,) float32, when the checkpoint carries them."""
+    """GGUF's frequency divisors, (D / 2,) float32, when the checkpoint carries them.
+
+    raises: CheckpointError for one that divides by zero or worse
+    """
     if turning.kind != "freq_factors":
         return None
-    return weights.values("rope_freqs.weight", (turning.dim // 2,))
+    factors = weights.values("rope_freqs.weight", (turning.dim // 2,))
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise CheckpointError("rope_freqs.weight should hold positive divisors", where=str(weights.checkpoint.path.name))
+    return factors
 
 
 def drop_tied_head(weights: Weights, tied: bool) -> None:

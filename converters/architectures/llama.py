@@ -70,10 +70,10 @@ def build(config: Mapping[str, Any], w: Weights) -> Graph:
     raises: UnsupportedModel, CheckpointError; missing and left-over tensors by `w.finish()`, which the caller calls
     """
     c = parts.resolve_heads(read_config(Config, config, ignored=IGNORED, special=rope.CONFIG_KEYS))
-    if any(t != "full_attention" for t in config.get("layer_types") or ()):
-        raise UnsupportedModel(
-            "Llama with attention other than full_attention is not covered", where="config.json: layer_types"
-        )
+    if config.get("layer_types") is not None:
+        parts.require_layer_types(config["layer_types"], c.num_hidden_layers)
+        if "sliding_attention" in config["layer_types"]:
+            raise UnsupportedModel("Llama with sliding_attention is not covered", where="config.json: layer_types")
     turning = rope.read_rope(config, c.head_dim or 0)
     g = GraphBuilder("llama")
     inputs = parts.decoder_inputs(g)

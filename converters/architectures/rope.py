@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ import onnx_ir as ir
 
 from porting.errors import CheckpointError, UnsupportedModel
 
+from ..config import require_positive
 from ..graph_builder import GraphBuilder
 
 CONFIG_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")  # what an architecture passes to `read_rope`
 
+TOO_LARGE = 2.0**40  # above every base and factor in use (published bases end near 5e10); 1 / TOO_LARGE is below every one
 _COMMON = {"rope_type", "type", "rope_theta"}
 _KEYS = {
     "default": set(),
@@ -69,40 +72,69 @@ class Rope:
 def read_rope(config: Mapping[str, Any], head_dim: int) -> Rope:
     """Read rope_parameters (transformers 5) or rope_theta + rope_scaling (before) from config.json.
 
-    raises: UnsupportedModel for an unknown scaling or key, CheckpointError for a missing or senseless value
+    raises: UnsupportedModel for an unknown scaling or key, CheckpointError for a missing, senseless or contradictory value
     """
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise CheckpointError(f"rope scaling should be an object, got {scaling!r}", where="config.json")
+    scaling = _scaling(config)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in _KEYS:
-        raise UnsupportedModel(
-            f"rope scaling {kind!r} is not covered",
-            where="config.json",
-            next=f"covered: {', '.join(sorted(_KEYS))}",
-        )
-    unknown = set(scaling) - _COMMON - _KEYS[kind]
-    if kind == "default":  # upstream ignores every other key there; a factor that is not 1 would still be a contradiction
-        unknown = {k for k in unknown if scaling[k] not in (None, 1, 1.0)}
-    if unknown:
-        raise UnsupportedModel(
-            f"rope scaling {kind!r} has keys that are not covered: {', '.join(sorted(unknown))}", where="config.json"
-        )
-    if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise UnsupportedModel("a partial rotary embedding is not covered", where="config.json")
+    _require_known(scaling, kind)
     missing = [k for k in _REQUIRED.get(kind, ()) if scaling.get(k) is None]
     if missing:
         raise CheckpointError(f"rope scaling {kind!r} lacks {', '.join(missing)}", where="config.json")
-    numbers = {k: v for k, v in scaling.items() if k in _KEYS[kind] and k != "truncate" and v is not None}
-    numbers["rope_theta"] = scaling.get("rope_theta", config.get("rope_theta", 10000.0))
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-            raise CheckpointError(f"rope key {key!r} should be a positive number, got {value!r}", where="config.json")
+    thetas = [t for t in (scaling.get("rope_theta"), config.get("rope_theta")) if t is not None] or [10000.0]
+    if thetas[0] != thetas[-1]:
+        raise CheckpointError(f"rope_theta is given twice and differs: {thetas[0]!r}, {thetas[-1]!r}", where="config.json")
+    for key in sorted(_KEYS[kind] - {"truncate"}):
+        if scaling.get(key) is not None:
+            require_positive(key, scaling[key], TOO_LARGE)
+            if scaling[key] < 1 / TOO_LARGE:
+                raise CheckpointError(f"rope key {key!r} is senselessly small: {scaling[key]!r}", where="config.json")
+    require_positive("rope_theta", thetas[0], TOO_LARGE)
+    if thetas[0] <= 1:
+        raise CheckpointError(f"rope_theta should be above 1, got {thetas[0]!r}", where="config.json")
+    if not isinstance(scaling.get("truncate", True), bool):
+        raise CheckpointError(f"rope key 'truncate' should be a bool, got {scaling['truncate']!r}", where="config.json")
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise CheckpointError("rope llama3: high_freq_factor must exceed low_freq_factor", where="config.json")
     if head_dim % 2:
         raise CheckpointError(f"rotary embedding needs an even head_dim, got {head_dim}", where="config.json")
     if kind == "dynamic" and head_dim < 4:
         raise CheckpointError(f"dynamic scaling needs a head_dim of at least 4, got {head_dim}", where="config.json")
-    return Rope(head_dim, float(numbers["rope_theta"]), kind, int(config["max_position_embeddings"]), dict(scaling))
+    return Rope(head_dim, float(thetas[0]), kind, int(config["max_position_embeddings"]), dict(scaling))
+
+
+def _scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one object that describes the scaling; {} for none."""
+    given = [config[k] for k in ("rope_parameters", "rope_scaling") if config.get(k) is not None]
+    for scaling in given:
+        if not isinstance(scaling, Mapping):
+            raise CheckpointError(f"rope scaling should be an object, got {short(scaling)}", where="config.json")
+    given = [scaling for scaling in given if scaling]
+    if len(given) == 2 and given[0] != given[1]:
+        raise CheckpointError("rope_parameters and rope_scaling are both given and differ", where="config.json")
+    return given[0] if given else {}
+
+
+def _require_known(scaling: Mapping[str, Any], kind: Any) -> None:
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise UnsupportedModel(
+            f"rope scaling {short(kind)} is not covered",
+            where="config.json",
+            next=f"covered: {', '.join(sorted(_KEYS))}",
+        )
+    if scaling.get("type", kind) != kind:  # upstream reads rope_type and forgets the other; which one was trained is not known
+        raise CheckpointError(
+            f"rope scaling is {kind!r} by rope_type and {short(scaling['type'])} by type", where="config.json: rope_scaling"
+        )
+    neutral = {"partial_rotary_factor"}  # a part of head_dim is rotated; 1 is all of it
+    if kind == "default":  # upstream ignores every other key there; a factor that is not 1 would still be a contradiction
+        neutral = set(scaling)
+    unknown = set(scaling) - _COMMON - _KEYS[kind]
+    unknown -= {k for k in unknown & neutral if scaling[k] in (None, 1)}
+    if unknown:
+        raise UnsupportedModel(
+            f"rope scaling {kind!r} has keys that are not covered: {', '.join(sorted(map(short, unknown)))}",
+            where="config.json",
+        )
 
 
 def inverse_frequencies(rope: Rope, freq_factors: np.ndarray | None = None) -> tuple[np.ndarray, float]:
@@ -131,8 +163,6 @@ def _llama3(plain: np.ndarray, p: Mapping[str, Any]) -> np.ndarray:
     length, low, high, factor = (
         float(p[k]) for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor")
     )
-    if high <= low:
-        raise CheckpointError(f"rope llama3: high_freq_factor {high} must exceed low_freq_factor {low}", where="config.json")
     wavelength = 2 * math.pi / plain
     divided = np.where(wavelength > length / low, plain / factor, plain)
     blend = (length / wavelength - low) / (high - low)

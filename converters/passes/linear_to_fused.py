@@ -11,7 +11,7 @@ from __future__ import annotations
 from porting.types import Graph
 
 from .attention_to_gqa import MICROSOFT
-from .rewriting import copied, made_by, node_like, pruned, take_over, weight_of
+from .rewriting import copied, ints_of, made_by, node_like, pruned, take_over, weight_of
 
 
 def linear_to_fused(graph: Graph) -> tuple[Graph, int]:
@@ -21,11 +21,7 @@ def linear_to_fused(graph: Graph) -> tuple[Graph, int]:
     changes = 0
     for node in [n for n in body if n.op_type == "MatMul" and n.domain == ""]:
         transpose = made_by(node.inputs[1], "Transpose")
-        if (
-            transpose is None
-            or list(transpose.attributes["perm"].as_ints()) != [1, 0]
-            or weight_of(transpose.inputs[0]) is None
-        ):
+        if transpose is None or ints_of(transpose, "perm") != [1, 0] or weight_of(transpose.inputs[0]) is None:
             continue
         fused = node_like(node, "FusedMatMul", [node.inputs[0], transpose.inputs[0]], domain=MICROSOFT, transB=1)
         take_over(node.outputs[0], fused.outputs[0])

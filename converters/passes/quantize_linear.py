@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from porting.errors import UnsupportedModel
 from porting.types import Graph, TensorSpec
 from porting.weights import Stream, dtype_of, stream_of, tensors_of
 
+from ..graph_builder import MODULE
 from .attention_to_gqa import MICROSOFT
-from .rewriting import copied, made_by, node_like, pruned, take_over, weight_of
+from .rewriting import copied, ints_of, made_by, node_like, pruned, take_over, weight_of
 
+MAY_READ_MATRICES = {("", "Gather"), (MICROSOFT, "MatMulNBits")}  # an embedding; the scales of what is quantised
 # onnxruntime computes in int8 with activations quantised per block; 8 bits are slow without it (measured: 3 to 5 tokens/s)
 ACCURACY_LEVEL_INT8 = 4
 
@@ -40,6 +43,8 @@ class Scheme:
 INT8 = Scheme(bits=8, block=32, zero_points=False)
 INT4 = Scheme(bits=4, block=32, zero_points=True)
 SCHEMES = {"int8": INT8, "int4": INT4}
+# A smaller scale has few bits left and would miss its block by many steps; with this one such a block loses less than 1e-38.
+SMALLEST = np.finfo(np.float32).smallest_normal
 
 
 def quantize_rows(w: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
@@ -47,7 +52,8 @@ def quantize_rows(w: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
 
     w:       (rows, n_in) float32
     returns: codes (rows, blocks, block * bits / 8) uint8, low nibble first; scales (rows, blocks) float32;
-             with zero points: (rows, ceil(blocks * bits / 8)) uint8
+             with zero points: (rows, ceil(blocks * bits / 8)) uint8. A block that holds NaN or infinity, or spans more than
+             float32 does, has a scale that is not finite: the writer of ports refuses it by name
     source:  onnxruntime ContribOperators.md, MatMulNBits
     """
     rows, n_in = w.shape
@@ -55,21 +61,20 @@ def quantize_rows(w: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
     if blocks * scheme.block != n_in:
         w = np.pad(w, ((0, 0), (0, blocks * scheme.block - n_in)))
     w = w.reshape(rows, blocks, scheme.block)
-    if scheme.zero_points:
-        low, high = np.minimum(w.min(axis=2), 0), np.maximum(w.max(axis=2), 0)
-        scales = (high - low) / np.float32(scheme.top)
-        scales[scales == 0] = 1
-        zeros = np.clip(np.rint(-low / scales), 0, scheme.top)
-    else:
-        half = 1 << (scheme.bits - 1)
-        scales = np.abs(w).max(axis=2) / np.float32(half - 1)
-        scales[scales == 0] = 1
-        zeros = np.full_like(scales, half)
-    codes = np.clip(np.rint(w / scales[..., None]) + zeros[..., None], 0, scheme.top).astype(np.uint8)
+    with np.errstate(invalid="ignore", over="ignore"):  # see `returns`
+        if scheme.zero_points:
+            low, high = np.minimum(w.min(axis=2), 0), np.maximum(w.max(axis=2), 0)
+            scales = np.maximum((high - low) / np.float32(scheme.top), SMALLEST)
+            zeros = np.clip(np.rint(-low / scales), 0, scheme.top)
+        else:
+            half = 1 << (scheme.bits - 1)
+            scales = np.maximum(np.abs(w).max(axis=2) / np.float32(half - 1), SMALLEST)
+            zeros = np.full_like(scales, half)
+        codes = np.clip(np.rint(w / scales[..., None]) + zeros[..., None], 0, scheme.top).astype(np.uint8)
     packed = codes if scheme.bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
     if not scheme.zero_points:
         return packed, scales
-    points = zeros.astype(np.uint8)
+    points = np.nan_to_num(zeros).astype(np.uint8)
     if scheme.bits == 4:
         points = np.pad(points, ((0, 0), (0, blocks % 2)))
         points = points[:, 0::2] | (points[:, 1::2] << 4)
@@ -101,7 +106,7 @@ def quantize_linear(graph: Graph, scheme: Scheme) -> tuple[Graph, int]:
     changes = 0
     for node in [n for n in body if n.op_type == "MatMul" and n.domain == ""]:
         transpose = made_by(node.inputs[1], "Transpose")
-        weight = transpose.inputs[0] if transpose is not None else None
+        weight = transpose.inputs[0] if transpose is not None and ints_of(transpose, "perm") == [1, 0] else None
         found = stream_of(weight_of(weight))
         if weight is None or found is None or len(found[0].outputs[0].shape) != 2:
             continue
@@ -126,6 +131,32 @@ def quantize_linear(graph: Graph, scheme: Scheme) -> tuple[Graph, int]:
         body.opset_imports[MICROSOFT] = 1
         new = pruned(new)
     return new, changes
+
+
+def require_quantized(graph: Graph) -> None:
+    """Refuse a graph in which something but an embedding still computes with a float matrix.
+
+    A layer that `quantize_linear` did not recognise stays right, but the port would be larger and slower than its name says.
+
+    raises: UnsupportedModel naming the modules and their weights
+    """
+    body = graph.model.graph
+    values = [value for part in (body, *body.subgraphs()) for value in part.initializers.values()]
+    values += [node.outputs[0] for node in body.all_nodes() if node.op_type == "Constant"]
+    left = []
+    for value in values:
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) < 2:
+            continue
+        for node, _ in value.uses():
+            if (node.domain, node.op_type) not in MAY_READ_MATRICES:
+                left.append(f"{node.metadata_props.get(MODULE) or node.name} ({node.op_type} of {value.name})")
+    if left:
+        raise UnsupportedModel(
+            f"{len(left)} layers were not quantised: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}",
+            where="pass quantize_linear",
+            next="convert with precision fp32; a layer of this shape needs a case in the pass",
+        )
 
 
 def quantized_stream(source: Stream, scheme: Scheme) -> Stream:

@@ -35,6 +35,19 @@ def weight_of(value: ir.Value | None) -> ir.TensorProtocol | None:
     return value.const_value if value is not None and value.is_initializer() else None
 
 
+def ints_of(node: ir.Node, attribute: str) -> list[int]:
+    """An attribute that is a list of integers; [] when the node has none."""
+    return list(node.attributes[attribute].as_ints()) if attribute in node.attributes else []
+
+
+def constant_of(value: ir.Value | None) -> list[int]:
+    """The elements of a small 1-D integer constant; [] when it is something else."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return (
+        tensor.numpy().tolist() if tensor is not None and tensor.dtype == ir.DataType.INT64 and len(tensor.shape) == 1 else []
+    )
+
+
 def node_like(
     old: ir.Node,
     op_type: str,

@@ -10,7 +10,7 @@ from porting.types import Graph
 
 from .attention_to_gqa import attention_to_gqa
 from .linear_to_fused import linear_to_fused
-from .quantize_linear import INT4, INT8, quantize_linear
+from .quantize_linear import SCHEMES, quantize_linear, require_quantized
 
 Pass = Callable[[Graph], tuple[Graph, int]]
 
@@ -22,13 +22,15 @@ ONNXRUNTIME: dict[str, Sequence[tuple[str, Pass]]] = {
     ),
     "int8": (
         ("attention_to_gqa", attention_to_gqa),
-        ("quantize_linear_int8", partial(quantize_linear, scheme=INT8)),
+        ("quantize_linear_int8", partial(quantize_linear, scheme=SCHEMES["int8"])),
     ),
     "int4": (
         ("attention_to_gqa", attention_to_gqa),
-        ("quantize_linear_int4", partial(quantize_linear, scheme=INT4)),
+        ("quantize_linear_int4", partial(quantize_linear, scheme=SCHEMES["int4"])),
     ),
 }
+# precision -> what must hold of a graph that has been through its whole table
+FINISHED: dict[str, Callable[[Graph], None]] = dict.fromkeys(SCHEMES, require_quantized)
 TABLES = {"cpu": ONNXRUNTIME, "cuda": ONNXRUNTIME}
 
 
@@ -53,7 +55,7 @@ def lower(
     """Run the passes; `stop_after` ends with the pass of that name.
 
     returns: the target graph, and [{"name", "changes"}] as port.json lists them
-    raises:  UsageError for an unknown precision or pass name
+    raises:  UsageError for an unknown precision or pass name, UnsupportedModel when the passes left something undone
     """
     table = passes_for(target_kind, precision)
     if stop_after is not None and stop_after not in [name for name, _ in table]:
@@ -63,5 +65,7 @@ def lower(
         graph, changes = run(graph)
         applied.append({"name": name, "changes": changes})
         if name == stop_after:
-            break
+            return graph, applied
+    if precision in FINISHED:
+        FINISHED[precision](graph)
     return graph, applied
