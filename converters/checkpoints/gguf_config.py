@@ -108,23 +108,25 @@ def _architecture(header: Header, path: Path) -> str:
         raise CheckpointError(f"{path.name} has no general.architecture", where=str(path), next="use a file that holds a model")
     if arch not in ARCHITECTURES:
         raise UnsupportedModel(
-            f"GGUF architecture {arch!r} is not covered", where=str(path), next=f"covered: {', '.join(sorted(ARCHITECTURES))}"
+            f"GGUF architecture {_short(arch)} is not covered",
+            where=str(path),
+            next=f"covered: {', '.join(sorted(ARCHITECTURES))}",
         )
     kind = metadata.get("general.type", "model")
-    if kind != "model":
-        raise UnsupportedModel(f"{path.name} holds a GGUF of type {kind!r}, not a model", where=str(path))
+    if not _is_one_of(kind, "model"):
+        raise UnsupportedModel(f"{path.name} holds a GGUF of type {_short(kind)}, not a model", where=str(path))
     parts = metadata.get("split.count", 0)
-    if parts not in (0, 1):
+    if not _is_one_of(parts, 0, 1):
         raise UnsupportedModel(
-            f"{path.name} is one of {parts} parts; a model in parts is not covered",
+            f"{path.name} is one of {_short(parts)} parts; a model in parts is not covered",
             where=str(path),
             next="join the parts with llama.cpp's `llama-gguf-split --merge`",
         )
     version = metadata.get("general.quantization_version", 2)
     blocks = sorted({t.dtype for t in header.tensors.values() if BLOCK_SIZES[t.dtype][0] > 1})
-    if blocks and version != 2:
+    if blocks and not _is_one_of(version, 2):
         raise UnsupportedModel(
-            f"quantization version {version!r} of {', '.join(blocks)} is not covered; version 2 is", where=str(path)
+            f"quantization version {_short(version)} of {', '.join(blocks)} is not covered; version 2 is", where=str(path)
         )
     refused = [key for key in metadata if key.startswith(REFUSED_FAMILIES)]
     if refused:
@@ -195,6 +197,10 @@ class _Keys:
             )
 
 
+def _is_one_of(value: Value | None, *choices: Any) -> bool:
+    return not isinstance(value, np.ndarray) and value in choices  # an array compares element by element
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
@@ -249,8 +255,8 @@ def _rope_scaling(keys: _Keys, has_factors: bool) -> dict[str, Any] | None:
     attention = keys.number("rope.scaling.attn_factor", 1.0) * keys.number("rope.scaling.yarn_attn_factor", 1.0)
     fast, slow = keys.number("rope.scaling.yarn_beta_fast", 32.0), keys.number("rope.scaling.yarn_beta_slow", 1.0)
     where = str(keys.path)
-    if kind not in ("none", "linear", "yarn"):
-        raise UnsupportedModel(f"rope scaling {kind!r} is not covered", where=where, next="covered: none, linear, yarn")
+    if not _is_one_of(kind, "none", "linear", "yarn"):
+        raise UnsupportedModel(f"rope scaling {_short(kind)} is not covered", where=where, next="covered: none, linear, yarn")
     scaled = kind != "none" and factor != 1.0
     if has_factors and scaled:
         raise UnsupportedModel(f"rope scaling {kind!r} together with {ROPE_FREQS} is not covered", where=where)

@@ -103,14 +103,16 @@ def side_files(metadata: Mapping[str, Value], path: Path) -> dict[str, bytes]:
     raises: UnsupportedModel for a kind or pre-tokenizer that is not covered, CheckpointError for one that contradicts itself
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind is None or kind == "no_vocab":
+    if kind is None:
         return {}
-    if kind not in ("gpt2", "llama"):
+    if not isinstance(kind, str) or kind not in ("gpt2", "llama", "no_vocab"):
         raise UnsupportedModel(
             f"tokenizer {kind!r:.80} is not covered",
             where=str(path),
             next="covered: gpt2 (byte-level BPE), llama (SentencePiece)",
         )
+    if kind == "no_vocab":
+        return {}
     vocabulary = _vocabulary(metadata, path)
     tokenizer, add_bos = byte_level_bpe(vocabulary) if kind == "gpt2" else sentencepiece_bpe(vocabulary)
     add_bos = vocabulary.flag("add_bos_token", add_bos and "bos" in vocabulary.ids)
@@ -218,13 +220,17 @@ def sentencepiece_bpe(vocabulary: Vocabulary) -> tuple[Tokenizer, bool]:
 
     if vocabulary.flag("remove_extra_whitespaces", False) or "tokenizer.ggml.precompiled_charsmap" in vocabulary.metadata:
         raise UnsupportedModel("a SentencePiece tokenizer that rewrites its text is not covered", where=str(vocabulary.path))
-    unknown = next((t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNKNOWN), None)
+    unknown = vocabulary.token("unknown")
+    if unknown is None:
+        unknown = next((t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNKNOWN), None)
+    if unknown is None:  # without one, text that has no piece would vanish
+        raise vocabulary.error("the file names no unknown token")
     vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
     tokenizer = Tokenizer(
         models.BPE(
             vocab,
             merges_from_scores(vocabulary),
-            unk_token=vocabulary.token("unknown") or unknown,
+            unk_token=unknown,
             fuse_unk=True,
             byte_fallback=BYTE in vocabulary.types,
         )
@@ -281,10 +287,16 @@ def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, add_bos: bool, add_eos:
         raise vocabulary.error(f"the tokenizer adds a token that the file does not name: {', '.join(missing)}_token_id")
     if not wanted:
         return
-    before = f"{vocabulary.token('bos')}:0 " if add_bos else ""
-    after = f" {vocabulary.token('eos')}:0" if add_eos else ""
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{before}$A:0{after}",
-        pair=f"{before}$A:0{after} {before.replace(':0', ':1')}$B:1{after.replace(':0', ':1')}",
-        special_tokens=[(vocabulary.tokens[vocabulary.ids[name]], vocabulary.ids[name]) for name in wanted],
-    )
+
+    def framed(text: str, number: int) -> list[str]:
+        before = [f"{vocabulary.token('bos')}:{number}"] if add_bos else []
+        return [*before, f"{text}:{number}", *([f"{vocabulary.token('eos')}:{number}"] if add_eos else [])]
+
+    try:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=framed("$A", 0),
+            pair=framed("$A", 0) + framed("$B", 1),
+            special_tokens=[(vocabulary.tokens[vocabulary.ids[name]], vocabulary.ids[name]) for name in wanted],
+        )
+    except Exception as error:  # a token such as "$A" or "a:b" means something else in a template
+        raise vocabulary.error(f"the tokenizer adds a token that the tokenizers package cannot take: {error}") from error

@@ -3,6 +3,7 @@
 import struct
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import gguf
 import ml_dtypes
@@ -13,7 +14,9 @@ from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from porting.converters.checkpoints.gguf import GgufCheckpoint, stored_order
+from porting.converters.checkpoints.gguf_config import ONLY_WHEN, hf_config
 from porting.converters.checkpoints.gguf_header import BLOCKS, read_header
+from porting.converters.checkpoints.gguf_tokenizer import side_files
 
 from porting.errors import CheckpointError, DeviceUnavailable, InputError, PortingError, UnsupportedModel
 from porting.types import Checkpoint
@@ -571,8 +574,14 @@ def test_a_row_costs_the_memory_of_a_row(tmp_path):
 # --- fuzzing ------------------------------------------------------------------------------------------------------
 
 
-def _small_model(factory, made=[]):  # noqa: B006  one file for all examples
-    if not made:
+TOKENIZERS = {
+    "gpt2": {"pre": "smollm", "tokens": ["a", "b", "ab", "<s>"], "token_type": [1, 1, 1, 3], "merges": ["a b"]},
+    "llama": {"tokens": ["<unk>", "a", "ab", "<s>"], "token_type": [2, 1, 1, 3], "scores": [0.0, -1.0, -2.0, 0.0]},
+}
+
+
+def _small_model(factory, kind="gpt2", made={}):  # noqa: B006  one file for all examples
+    if kind not in made:
         tensors = weights(
             0,
             **{
@@ -582,17 +591,11 @@ def _small_model(factory, made=[]):  # noqa: B006  one file for all examples
             },
         )
         tensors["blk.0.ffn_down.weight"] = (blocks(Type.Q4_0, 2, 32, 0), Type.Q4_0)
-        keys = {
-            ".tokenizer.ggml.model": "gpt2",
-            ".tokenizer.ggml.pre": "smollm",
-            ".tokenizer.ggml.tokens": ["a", "b", "ab", "<s>"],
-            ".tokenizer.ggml.token_type": [1, 1, 1, 3],
-            ".tokenizer.ggml.merges": ["a b"],
-            ".tokenizer.ggml.bos_token_id": 3,
-        }
+        keys = {f".tokenizer.ggml.{k}": v for k, v in TOKENIZERS[kind].items()}
+        keys |= {".tokenizer.ggml.model": kind, ".tokenizer.ggml.bos_token_id": 3, ".tokenizer.ggml.add_bos_token": True}
         path = write(factory.mktemp("fuzz") / "model.gguf", tensors, embedding_length=8, **keys)
-        made.append(path.read_bytes())
-    return made[0]
+        made[kind] = path.read_bytes()
+    return made[kind]
 
 
 def use_all(path, data):
@@ -608,8 +611,31 @@ def use_all(path, data):
     return None
 
 
-def test_the_file_that_is_fuzzed_is_good(tmp_path_factory, tmp_path):
-    assert use_all(tmp_path / "m.gguf", _small_model(tmp_path_factory)) is None
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_files_that_are_fuzzed_are_good(tmp_path_factory, tmp_path, kind):
+    assert use_all(tmp_path / "m.gguf", _small_model(tmp_path_factory, kind)) is None
+
+
+ODD = [np.array([1, 2]), np.array([], np.float32), np.array([0.5]), ["x", "y"], "x", "", -1, 2**63, 0, 0.5, np.nan, True, None]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_any_metadata_value_of_another_type_ends_in_an_error_for_the_user_or_in_a_model(tmp_path_factory, tmp_path, kind):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(_small_model(tmp_path_factory, kind))
+    header = read_header(path)
+    extra = [f"llama.{k}" for k in (*ONLY_WHEN, "rope.scaling.type", "rope.scaling.factor", "rope.freq_base", "vocab_size")]
+    outside = ["general.type", "split.count", "general.quantization_version", "tokenizer.chat_template"]
+    refused = 0
+    for key in [*header.metadata, *extra, *outside]:
+        for value in ODD:
+            metadata = {k: v for k, v in {**header.metadata, key: value}.items() if v is not None}
+            try:
+                hf_config(replace(header, metadata=metadata), path)
+                side_files(metadata, path)
+            except PortingError:
+                refused += 1
+    assert refused > 300
 
 
 @given(data=st.data())
@@ -620,11 +646,14 @@ def test_a_cut_file_is_refused(tmp_path_factory, tmp_path, data):
     assert isinstance(error, CheckpointError)
 
 
-@given(changes=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 255)), min_size=1, max_size=4))
-@example(changes=[(4, 1)])
+@given(
+    kind=st.sampled_from(list(TOKENIZERS)),
+    changes=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 255)), min_size=1, max_size=4),
+)
+@example(kind="gpt2", changes=[(4, 1)])
 @settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_flipped_bytes_end_in_an_error_for_the_user_or_in_a_model(tmp_path_factory, tmp_path, changes):
-    good = bytearray(_small_model(tmp_path_factory))
+def test_flipped_bytes_end_in_an_error_for_the_user_or_in_a_model(tmp_path_factory, tmp_path, kind, changes):
+    good = bytearray(_small_model(tmp_path_factory, kind))
     for place, change in changes:
         good[place % len(good)] ^= change
     use_all(tmp_path / "m.gguf", bytes(good))

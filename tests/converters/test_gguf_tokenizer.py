@@ -247,6 +247,9 @@ def test_what_is_not_covered_is_refused_by_name(keys, message):
     assert "gpt" in caught.value.next
 
 
+SMALL = {"ggml__token_type": None, "ggml__merges": [], "ggml__bos_token_id": 1, "ggml__eos_token_id": None}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -262,6 +265,7 @@ def test_what_is_not_covered_is_refused_by_name(keys, message):
         ({"ggml__add_bos_token": 1}, "add_bos_token should be a bool, got 1"),
         ({"ggml__add_eos_token": True, "ggml__eos_token_id": None}, "does not name: eos_token_id"),
         ({"chat_template": ["x"]}, "chat_template is not text"),
+        ({"ggml__tokens": ["$A", "a:b:c"], "ggml__add_bos_token": True, **SMALL}, "cannot take"),
     ],
 )
 def test_a_tokenizer_that_contradicts_itself_is_refused(keys, message):
@@ -349,6 +353,7 @@ def test_control_and_unused_tokens_take_no_part_in_merges():
     ("keys", "error", "message"),
     [
         ({"scores": None}, CheckpointError, "scores should be"),
+        ({"unknown_token_id": None, "token_type": None}, CheckpointError, "names no unknown token"),
         ({"scores": np.zeros(3, np.float32)}, CheckpointError, "scores should be"),
         ({"scores": np.full(259 + len(PIECES), np.nan, np.float32)}, CheckpointError, "finite numbers"),
         ({"remove_extra_whitespaces": True}, UnsupportedModel, "rewrites its text"),
