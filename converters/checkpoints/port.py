@@ -15,7 +15,7 @@ import onnx_ir as ir
 from porting.errors import PortError
 from porting.port_folder import MODEL, Port
 from porting.types import StoredTensor
-from porting.weights import dtype_of
+from porting.weights import Stream, dtype_of
 
 from ..passes.quantize_linear import dequantize_rows
 
@@ -62,8 +62,30 @@ class PortCheckpoint:
             )
         return self._read(name, start, stop)
 
+    def error_in_half_steps(self, name: str, source: Stream) -> float:
+        """The largest |held - source| of a tensor in halves of its code's step; of plain tensors 0 when equal, else infinity.
+
+        A tied embedding is compared where it is kept plain, and its head where it is held as codes.
+        """
+        worst = 0.0
+        for start, stop, (wanted,) in source.stripes():
+            if name in self._raw and not np.array_equal(self._read(name, start, stop), wanted):
+                return float("inf")
+            for shown, held in self._codes.items():
+                if held == name:
+                    error = np.abs(self.rows(shown, start, stop) - wanted)  # (rows, n_in)
+                    steps = self._read(held + SCALES, start, stop)  # (rows, blocks)
+                    block = self._block(held)
+                    half = np.repeat(steps / 2, block, axis=1)[:, : error.shape[1]]
+                    worst = max(worst, float((error / half).max()))
+        return worst
+
     def side_files(self) -> Mapping[str, bytes]:
         return {}
+
+    def _block(self, held: str) -> int:
+        codes = self._raw[held + CODES].shape
+        return int(codes[2]) * 8 // self._bits[held][0]
 
     def _stored(self, name: str) -> StoredTensor:
         if name in self._codes:

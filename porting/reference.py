@@ -1,0 +1,157 @@
+"""What a port is compared with: the upstream implementation, a golden, or another port."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from porting.errors import InputError
+from porting.numerics.metrics import compare, require_informative
+from porting.numerics.quality import coarse_kl, kl_divergence
+from porting.upstream import upstream_logits, upstream_version
+
+if TYPE_CHECKING:
+    from porting.golden import Golden
+    from porting.port_folder import Port
+    from porting.types import Checkpoint
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Logits of one case against the reference's.
+
+    rel_l2: relative L2 error; of a golden the upper end of its estimate's 95 % interval
+    kl:     (positions,) nats; of a golden a lower bound, see `coarse_kl`
+    agree:  positions with the same most likely token
+    """
+
+    rel_l2: float
+    kl: np.ndarray
+    agree: int
+
+
+class Reference(Protocol):
+    """Cases, and how logits compare with what they should be.
+
+    kind:         "upstream", "golden" or "self", as the verdict says it
+    description:  what it is, for the report
+    architecture: of the model that it stands for, "" when it does not know
+    kl_is_exact:  whether `kl` is the divergence itself or a lower bound
+    """
+
+    kind: str
+    description: str
+    architecture: str
+    kl_is_exact: bool
+
+    @property
+    def cases(self) -> Mapping[str, np.ndarray]: ...
+    def compare(self, case: str, logits: np.ndarray) -> Comparison: ...
+
+
+class _Exact:
+    """A reference whose logits are at hand."""
+
+    kl_is_exact = True
+
+    def __init__(self, cases: Mapping[str, np.ndarray]) -> None:
+        self.cases = dict(cases)
+
+    @cached_property
+    def logits(self) -> dict[str, np.ndarray]:
+        """Case name -> (batch, sequence, vocab) float32."""
+        found = self._run()
+        for name, value in found.items():
+            require_informative(value, name)
+        return found
+
+    def _run(self) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def compare(self, case: str, logits: np.ndarray) -> Comparison:
+        wanted = self.logits[case]
+        difference = compare(wanted, logits, name=case)
+        agree = int((wanted.argmax(-1) == logits.argmax(-1)).sum())
+        return Comparison(difference.rel_l2, kl_divergence(wanted, logits), agree)
+
+
+class UpstreamReference(_Exact):
+    """transformers' own class in fp32 with the weights of a checkpoint, decoded by us."""
+
+    kind = "upstream"
+
+    def __init__(self, checkpoint: Checkpoint, cases: Mapping[str, np.ndarray]) -> None:
+        from porting.convert import architecture_of
+
+        super().__init__(cases)
+        self.checkpoint = checkpoint
+        self.architecture = architecture_of(checkpoint)
+
+    @property
+    def description(self) -> str:
+        return f"transformers {upstream_version()}, {self.architecture}, fp32 on the CPU"
+
+    def _run(self) -> dict[str, np.ndarray]:
+        return upstream_logits(self.checkpoint, self.architecture, self.cases)
+
+
+class PortReference(_Exact):
+    """Another port. Both are ours, so agreement shows nothing about being right: the verdict never passes."""
+
+    kind = "self"
+
+    def __init__(self, port: Port, cases: Mapping[str, np.ndarray], device: str) -> None:
+        super().__init__(cases)
+        self.port = port
+        self.device = device
+        self.architecture = str(port.manifest["architecture"])
+        self.description = f"port {port.path.name} ({port.precision}) on {device}"
+
+    def _run(self) -> dict[str, np.ndarray]:
+        from porting.session import open_session
+
+        with open_session(self.port.program(), self.device) as session:
+            return {name: session.run({"input_ids": ids})["logits"] for name, ids in self.cases.items()}
+
+
+class GoldenReference:
+    """Sketches that were recorded elsewhere."""
+
+    kind = "golden"
+    kl_is_exact = False
+
+    def __init__(self, golden: Golden, name: str) -> None:
+        self.golden = golden
+        self.architecture = golden.model.architecture
+        self.description = f"golden {name}: {golden.reference}, {golden.precision} on {golden.device}; {golden.integrity}"
+        self.cases: dict[str, np.ndarray] = {}
+        for case, recorded in golden.cases.items():
+            ids = recorded.inputs.get("input_ids")
+            logits = recorded.outputs.get("logits")
+            if ids is None or logits is None or logits.top_ids is None:
+                raise InputError(f"case {case!r} of the golden has no input_ids or no logits", where=name)
+            self.cases[case] = ids
+
+    @classmethod
+    def load(cls, path: Path) -> GoldenReference:
+        """raises: InputError"""
+        from porting.golden import Golden
+
+        return cls(Golden.load(path), path.name)
+
+    def compare(self, case: str, logits: np.ndarray) -> Comparison:
+        from porting.numerics.sketch import estimate_difference
+
+        kept = self.golden.cases[case].outputs["logits"]
+        assert kept.top_ids is not None
+        assert kept.top_values is not None
+        assert kept.logsumexp is not None
+        difference = estimate_difference(kept, logits)
+        rows = logits.reshape(-1, logits.shape[-1])
+        agree = int((kept.top_ids[:, 0] == rows.argmax(-1)).sum())
+        return Comparison(difference.rel_l2_high, coarse_kl(kept.top_ids, kept.top_values, kept.logsumexp, rows), agree)
