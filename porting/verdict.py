@@ -282,13 +282,13 @@ class Verdict:
         fields = _read_object(text)
         try:
             checks = tuple(Check(**_check_fields(c)) for c in _typed(fields, "checks", list))
+            texts = ("command", "verdict", "evidence_level", "reference", "reason", "source", "target", "device")
             return cls(
-                *(_typed(fields, k, str) for k in ("command", "verdict", "evidence_level", "reference", "reason")),
-                *(_typed(fields, k, str) for k in ("source", "target", "device")),
-                checks,
-                _typed(fields, "peak_rss_bytes", int),
-                _typed({"seconds": _finite_or_named(fields.get("seconds"))}, "seconds", (int, float)),
-                _typed(fields, "details", dict),
+                **{key: _typed(fields, key, str) for key in texts},
+                checks=checks,
+                peak_rss_bytes=_typed(fields, "peak_rss_bytes", int),
+                seconds=_typed({"seconds": _finite_or_named(fields.get("seconds"))}, "seconds", (int, float)),
+                details=_typed(fields, "details", dict),
             )
         except ValueError as error:
             raise InputError(f"this verdict contradicts itself: {error}", where="verdict JSON") from error

@@ -213,7 +213,11 @@ def _rows(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.
     """A few rows of both at a time; logits as float64, ids as they are."""
     for start in range(0, len(a), ROWS):
         rows = slice(start, min(start + ROWS, len(a)))
-        yield rows, *(x[rows] if x.dtype.kind in "iu" else x[rows].astype(np.float64) for x in (a, b))
+        yield rows, _widened(a[rows]), _widened(b[rows])
+
+
+def _widened(x: np.ndarray) -> np.ndarray:
+    return x if x.dtype.kind in "iu" else x.astype(np.float64)
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

@@ -115,7 +115,8 @@ def estimate_difference(of: Sketch, array: np.ndarray, *, confidence: float = 0.
     for start, values in _chunks(array):
         sums.add(start, values)
     if (sums.nan_count, sums.inf_count) != (of.nan_count, of.inf_count) or of.nan_count:
-        return EstimatedDifference(*[math.nan] * 6, confidence, False)
+        nan = math.nan
+        return EstimatedDifference(nan, nan, nan, nan, nan, nan, confidence, False)
     gap = sums.buckets - of.buckets
     square = float(gap @ gap)
     squares = square, square / (1 + spread), square / (1 - spread)
