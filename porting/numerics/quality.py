@@ -77,8 +77,7 @@ def coarse_kl(top_ids: np.ndarray, top_logits: np.ndarray, logsumexp: np.ndarray
                 np.put_along_axis(log_q, i, -np.inf, -1)
                 p_rest = np.maximum(1.0 - p_top.sum(-1), 0.0)
                 q_rest = np.exp(log_q).sum(-1)
-                # 0 * q_rest rather than 0: NaN among the candidate's other tokens must not get lost
-                kl = kl + np.where(p_rest == 0, 0.0 * q_rest, p_rest * np.log(p_rest / q_rest))
+                kl = kl + np.where(p_rest == 0, 0.0, p_rest * np.log(p_rest / q_rest))
             result[rows] = np.maximum(kl, 0.0)
     return result
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from porting import checked_json
 from porting import golden as goldens
 from porting.errors import InputError
 from porting.golden import Golden, GoldenCase, ModelIdentity
@@ -156,6 +157,13 @@ def test_a_file_beyond_the_limit_is_not_read(monkeypatch):
     monkeypatch.setattr(goldens, "MAX_FILE_BYTES", 100)
     with pytest.raises(InputError, match="more than 100 bytes"):
         Golden.from_bytes(b"{" * 101)
+
+
+def test_arrays_beyond_the_limit_are_not_decoded(monkeypatch):
+    data = small().to_bytes()
+    monkeypatch.setattr(checked_json, "MAX_ARRAY_BYTES", 1000)
+    with pytest.raises(InputError, match="expected 256 float64 in base64"):
+        Golden.from_bytes(data)
 
 
 def edits() -> list[tuple[Any, str]]:

@@ -169,6 +169,8 @@ def test_small_models_get_the_room_of_the_scaling_law_and_large_ones_none():
     small, large = quality_limits("int4", parameters=135_000_000), quality_limits("int4", parameters=70_000_000_000)
     assert small.mean_kl == pytest.approx(0.031273 * (8.03e9 / 135e6) ** 0.2261)
     assert 0.07 < small.mean_kl < 0.09
+    # noise grows with the root of the KL, and differing tokens with the noise
+    assert 1 - small.top1_agreement == pytest.approx((1 - 0.91901) * (8.03e9 / 135e6) ** (0.2261 / 2))
     assert large.mean_kl == quality_limits("int4").mean_kl
     assert "135M parameters" in small.derivation
     assert quality_limits("fp32", parameters=135_000_000).mean_kl == quality_limits("fp32").mean_kl
