@@ -223,20 +223,24 @@ def strided_rows(tensor: StridedTensor, start: int, stop: int, read: Callable[[i
     read:    (offset in the file, bytes) -> (bytes,) uint8; asked for at most twice the bytes of the result, or 1 MiB, at once
     """
     dtype = NUMPY_DTYPES[tensor.dtype]
-    result = np.empty((stop - start, *tensor.shape[1:]), dtype)
+    shape = (stop - start, *tensor.shape[1:])
+    by_stride = sorted(range(len(shape)), key=lambda axis: tensor.strides[axis], reverse=True)
+    in_file_order = np.empty([shape[axis] for axis in by_stride], dtype)
 
-    def fill(part: np.ndarray, offset: int, strides: tuple[int, ...]) -> None:
-        """Fill `part`, whose first element is at `offset` in the file; one read if it lies dense enough, else axis by axis."""
+    def fill(part: np.ndarray, offset: int, strides: list[int]) -> None:
+        """Fill `part`, whose first element is at `offset` in the file; one read if it lies dense enough, else one per index."""
         span = 1 + sum((n - 1) * s for n, s in zip(part.shape, strides, strict=True))
         if span <= 2 * part.size or span * dtype.itemsize <= SPARSE_READ_BYTES:
             elements = read(offset, span * dtype.itemsize).view(dtype)
             part[...] = np.lib.stride_tricks.as_strided(elements, part.shape, [s * dtype.itemsize for s in strides])
             return
-        longest = max((axis for axis, n in enumerate(part.shape) if n > 1), key=lambda axis: strides[axis])
-        inner = strides[:longest] + strides[longest + 1 :]
-        for i in range(part.shape[longest]):
-            fill(np.moveaxis(part, longest, 0)[i], offset + i * strides[longest] * dtype.itemsize, inner)
+        for i in range(part.shape[0]):
+            fill(part[i : i + 1].reshape(part.shape[1:]), offset + i * strides[0] * dtype.itemsize, strides[1:])
 
-    if result.size:
-        fill(result, tensor.offset + start * tensor.strides[0] * dtype.itemsize, tensor.strides)
-    return result
+    if in_file_order.size:
+        fill(
+            in_file_order,
+            tensor.offset + start * tensor.strides[0] * dtype.itemsize,
+            [tensor.strides[axis] for axis in by_stride],
+        )
+    return np.ascontiguousarray(in_file_order.transpose(np.argsort(by_stride)))
