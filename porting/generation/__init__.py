@@ -50,7 +50,10 @@ class Generated:
     finish_reason:   "stop" (a stop token or string), "length" (max_new_tokens), "interrupted" (Ctrl-C)
     prompt_tokens:   length of the prompt
     settings:        what it was sampled with, the seed included
-    prefill_seconds: until the first token; decode_seconds: from there to the last; load_seconds: opening the session
+    load_seconds:    opening the session; 0 for one that was open
+    prefill_seconds: from there until the first token
+    decode_seconds:  from there until the last token
+    tokens_per_second: of decoding, the first token left out since it belongs to the prompt; None for fewer than two
     """
 
     text: str
@@ -61,12 +64,7 @@ class Generated:
     load_seconds: float
     prefill_seconds: float
     decode_seconds: float
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Decoding speed, the first token left out since it belongs to the prompt; None for fewer than two tokens."""
-        steps = len(self.token_ids) - 1
-        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else None
+    tokens_per_second: float | None
 
 
 @dataclass(frozen=True)
@@ -244,6 +242,7 @@ def _collect(
         first = first if token_ids else last
     show(cut.push(detokenizer.flush()))
     show(cut.flush())
+    steps, decode_seconds = len(token_ids) - 1, last - first
     return Generated(
         text="".join(pieces),
         token_ids=tuple(token_ids),
@@ -252,7 +251,8 @@ def _collect(
         settings=settings,
         load_seconds=load_seconds,
         prefill_seconds=first - started,
-        decode_seconds=last - first,
+        decode_seconds=decode_seconds,
+        tokens_per_second=steps / decode_seconds if steps > 0 and decode_seconds > 0 else None,
     )
 
 
