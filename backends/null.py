@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from porting.devices import require_index, require_known_options
+from porting.dtypes import dtype_of
 from porting.errors import RuntimeFailed
 from porting.state import state_buffers
 from porting.types import Availability, Program, State, Unsupported
-from porting.weights import dtype_of
 
 
 class NullBackend:

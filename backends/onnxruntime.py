@@ -17,10 +17,10 @@ import onnx
 from porting.backends.onnx_program import ELEMENT_TYPES, read_model, subgraphs
 
 from porting.distributions import runtime_owners
+from porting.dtypes import dtype_of
 from porting.errors import DeviceUnavailable, InputError, OutOfResources, PortingError, RuntimeFailed
 from porting.state import filled, state_buffers
 from porting.types import Availability, Program, State, StatePair
-from porting.weights import dtype_of
 
 # (domain, operator) -> {input: output} that may be one buffer: the kernel then writes only what is new.
 # Source: onnxruntime's kernels of TensorScatter and GroupQueryAttention compare the two pointers and skip the copy.
@@ -163,7 +163,8 @@ def placement_of(session: Any, device: str, provider: str) -> dict[str, str]:
 def pairs_in_place(model: onnx.ModelProto, pairs: tuple[StatePair, ...]) -> frozenset[str]:
     """Inputs of the pairs whose buffer may be input and output at once.
 
-    onnxruntime does not know that two bound values are one, so nobody but the operator that writes may read the input.
+    onnxruntime does not know that two bound values are one, so nobody but the operator that writes may read the input;
+    its shape does not change and may be asked for.
     """
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     writers: dict[str, tuple[onnx.NodeProto, int]] = {}
@@ -172,7 +173,7 @@ def pairs_in_place(model: onnx.ModelProto, pairs: tuple[StatePair, ...]) -> froz
         graph = pending.pop()
         for node in graph.node:
             pending += subgraphs(node)
-            for index, name in enumerate(node.input):
+            for index, name in enumerate(node.input if node.op_type not in ("Shape", "Size") else ()):
                 readers.setdefault(name, []).append((node, index))
             for index, name in enumerate(node.output):
                 writers[name] = (node, index)

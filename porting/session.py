@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from porting.devices import Device, parse_device
+from porting.dtypes import dtype_of
 from porting.errors import DeviceUnavailable, InputError, RuntimeFailed, UsageError, nearest
 from porting.registry import load_backend
 from porting.types import Array, Backend, BackendSession, Program, State, TensorSpec
-from porting.weights import dtype_of
 
 CAPACITY_STEP = 256  # positions; a cache grows by half of itself, rounded up to this
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from porting.dtypes import dtype_of
 from porting.errors import InputError
 from porting.types import Program, State
-from porting.weights import dtype_of
 
 
 class Buffer(NamedTuple):

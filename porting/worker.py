@@ -33,13 +33,14 @@ import numpy as np
 
 from porting import errors
 from porting.devices import Device
-from porting.errors import DeviceUnavailable, PortingError, RuntimeFailed
+from porting.dtypes import dtype_of
+from porting.errors import DeviceUnavailable, OutOfResources, PortingError, RuntimeFailed
 from porting.types import Program, State
-from porting.weights import dtype_of
 
 ALIGNMENT = 64  # bytes; what vector kernels like best
 POLL_SECONDS = 1.0  # how often a waiting parent looks whether the child still lives
 CLOSE_SECONDS = 10.0  # grace for a backend that releases a device
+ORPHAN_SECONDS = 1.0  # grace for a child whose parent is gone: nobody waits for its answer
 
 
 # --- arrays through shared memory ---------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ class Arena:
             table.append((name, array.dtype.name, array.shape, end))
             end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         if end > os.fstat(self.fd).st_size:
-            os.ftruncate(self.fd, max(end, mmap.PAGESIZE))
+            self._grow(end)
         for name, view in self.read(table).items():
             view[...] = arrays[name]
         return table
@@ -83,6 +84,19 @@ class Arena:
             name: np.ndarray(shape, dtype_of(dtype), self._map if 0 not in shape else None, offset if 0 not in shape else 0)
             for name, dtype, shape, offset in table
         }
+
+    def _grow(self, size: int) -> None:
+        try:
+            if hasattr(os, "posix_fallocate"):  # takes the memory now; else a full machine kills whoever writes to it first
+                os.posix_fallocate(self.fd, 0, size)
+            else:
+                os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise OutOfResources(
+                f"memory ran out: {size >> 20} MiB to hand arrays to or from a worker: {error}",
+                where="shared memory",
+                next="use a smaller batch",
+            ) from error
 
     def close(self) -> None:
         self._map = None
@@ -135,6 +149,7 @@ class WorkerSession:
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         number = None if state is None else state.buffers["worker"].number
         with self._lock:
+            self._require_alive()  # before anything is written: the number of a closed file may be another's by now
             table = self._call_locked("run", self._feeds.write(feeds), number)
             return {name: view.copy() for name, view in self._outputs.read(table).items()}
 
@@ -148,9 +163,12 @@ class WorkerSession:
         with self._lock:
             return self._call_locked(*request)
 
-    def _call_locked(self, *request: Any) -> Any:
+    def _require_alive(self) -> None:
         if self._closed:
             raise RuntimeFailed("the worker process is gone, and its state with it", where=f"worker of {self._device}")
+
+    def _call_locked(self, *request: Any) -> Any:
+        self._require_alive()
         dropped = [self._dropped.pop() for _ in range(len(self._dropped))]
         try:
             self._connection.send((dropped, *request))
@@ -213,8 +231,8 @@ def main(socket_fd: int, feeds_fd: int, outputs_fd: int, *, parent: int) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a vendor library prints must not end up in the parent's result
     connection = Connection(socket_fd)
-    threading.Thread(target=_watch, args=(socket_fd, parent), daemon=True).start()
     child = _Child(Arena(feeds_fd), Arena(outputs_fd))
+    threading.Thread(target=_watch, args=(socket_fd, parent, child), daemon=True).start()
     try:
         while True:
             dropped, name, *arguments = connection.recv()
@@ -223,7 +241,7 @@ def main(socket_fd: int, feeds_fd: int, outputs_fd: int, *, parent: int) -> None
         child.close()
 
 
-def _watch(socket_fd: int, parent: int) -> None:
+def _watch(socket_fd: int, parent: int, child: _Child) -> None:
     """End this process when the parent is gone, also while the backend computes."""
     with socket.socket(fileno=os.dup(socket_fd)) as peek:
         while os.getppid() == parent:
@@ -235,7 +253,9 @@ def _watch(socket_fd: int, parent: int) -> None:
                 continue
             except OSError:
                 break
-        threading.Event().wait(CLOSE_SECONDS)  # the orderly way first
+        threading.Event().wait(ORPHAN_SECONDS)
+        if not child.busy:  # the main thread is on the orderly way out
+            threading.Event().wait(CLOSE_SECONDS)
         os._exit(1)
 
 
@@ -248,12 +268,14 @@ class _Child:
         self._length: str | None = None  # name of the input that says how far a state is filled
         self._states: dict[int, State] = {}
         self._last = 0
+        self.busy = False  # between a request and its answer
 
     def answer(self, dropped: list[int], name: str, arguments: list) -> tuple:
         try:
             for number in dropped:
                 self._states.pop(number, None)
             calls: dict[str, Callable[..., Any]] = {"prepare": self.prepare, "new_state": self.new_state, "run": self.run}
+            self.busy = True
             return "ok", calls[name](*arguments)
         except PortingError as error:
             kind = next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
@@ -262,6 +284,8 @@ class _Child:
             return "error", "OutOfResources", f"memory ran out: {error}", "worker process", "use a smaller batch or capacity"
         except Exception:
             return "bug", traceback.format_exc()
+        finally:
+            self.busy = False
 
     def prepare(self, device: Device, program: Program) -> dict[str, str]:
         from porting.registry import load_backend

@@ -98,6 +98,8 @@ class OpenVinoSession:
 
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         given = {**feeds, **state.buffers} if state else feeds
+        for name, array in feeds.items():
+            _require_int32(name, array)
         try:
             with self._lock:
                 results = self._request.infer({k: v for k, v in given.items() if k in self._read_inputs})
@@ -113,6 +115,16 @@ class OpenVinoSession:
 
     def close(self) -> None:
         self._request = None
+
+
+def _require_int32(name: str, array: np.ndarray) -> None:
+    """OpenVINO's CPU device computes int64 in int32 and wraps around in silence: 2**53 + 1 came back as 1.
+
+    What grows too large inside the graph is not seen.
+    raises: RuntimeFailed
+    """
+    if array.dtype == np.int64 and array.size and (array.min() < -(2**31) or array.max() >= 2**31):
+        raise RuntimeFailed(f"OpenVINO computes int64 in int32, and input {name!r} has larger numbers", where="run on openvino")
 
 
 def _runtime() -> Any:
