@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
-# public name -> module that defines it; imported on first use
+# public name -> module that defines it; imported on first use. No module is called like a function: importing a submodule binds
+# its name in the package, and the module would hide the function.
 _PUBLIC = {
     "port": "porting.pipeline",
-    "convert": "porting.convert",
-    "plan": "porting.plan",
-    "inspect": "porting.inspect",
-    "validate": "porting.validate",
-    "record": "porting.record",
+    "convert": "porting.conversion",
+    "plan": "porting.forecast",
+    "inspect": "porting.inspection",
+    "validate": "porting.validation",
+    "record": "porting.recording",
     "load": "porting.session",
     "generate": "porting.generation",
     "open_port": "porting.port_folder",

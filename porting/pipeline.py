@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from porting.convert import architecture_of, convert
+from porting.conversion import architecture_of, convert
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable, EvidenceUnavailable, InputError
 from porting.inputs import inputs_from_npz, language_model_inputs
@@ -14,11 +14,11 @@ from porting.junit import to_junit
 from porting.port_folder import EVIDENCE, Port
 from porting.port_writer import require_free
 from porting.progress import silent
-from porting.record import golden_of, identity_of
+from porting.recording import golden_of, identity_of
 from porting.reference import GoldenReference, Reference, UpstreamReference
 from porting.registry import load_backend
 from porting.upstream import upstream_version
-from porting.validate import judge
+from porting.validation import judge
 from porting.verdict import Verdict
 
 

@@ -86,7 +86,7 @@ class UpstreamReference(_Exact):
     kind = "upstream"
 
     def __init__(self, checkpoint: Checkpoint, cases: Mapping[str, np.ndarray]) -> None:
-        from porting.convert import architecture_of
+        from porting.conversion import architecture_of
 
         super().__init__(cases)
         self.checkpoint = checkpoint

@@ -43,7 +43,7 @@ def command(
     Every tensor of the checkpoint is used, or named as dropped with a reason; anything else is refused. Nothing is compared here: `validate`
     does that, and `port` does both.
     """
-    from porting.convert import convert
+    from porting.conversion import convert
 
     port = convert(
         source,

@@ -17,7 +17,7 @@ def command(source: str, as_json: bool) -> int:
 
     Reads headers only. Exits 2 when the checkpoint is damaged; a model that is readable and not covered is said, not refused.
     """
-    from porting.inspect import inspect
+    from porting.inspection import inspect
 
     found = inspect(source)
     options.emit(found, as_json, _text(found))

@@ -18,7 +18,7 @@ def command(source: str, target: str, precision: str | None, weights: str, as_js
 
     Refuses what `convert` would refuse. The figures are forecasts; the time is for two cores and a warm page cache.
     """
-    from porting.plan import plan
+    from porting.forecast import plan
 
     forecast = plan(source, target, precision, weights=weights)
     cards = forecast["cards_at_least"]

@@ -25,7 +25,7 @@ def command(
 
     A checkpoint is run by the upstream implementation (transformers, fp32, CPU), a port by its own device.
     """
-    from porting.record import record
+    from porting.recording import record
 
     golden = record(source, output, device=device, level=level, inputs=inputs, force=force, progress=options.progress(quiet))
     size = output.stat().st_size

@@ -41,7 +41,7 @@ def command(
     """Compare PORT with a reference on a device: fidelity (does it compute what its precision should?) and quality (what does that
     precision cost against fp32?). The first says whether the port is right, the second whether it is good; neither stands for the other.
     """
-    from porting.validate import validate
+    from porting.validation import validate
 
     verdict = validate(port, against, device, inputs=inputs, require_level=require_level, progress=options.progress(quiet))
     return options.emit_verdict(verdict, as_json, junit)

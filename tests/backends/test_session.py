@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from porting.backends.null import NullSession
 
+from porting.devices import Device, parse_device
 from porting.errors import DeviceUnavailable, InputError, UsageError
-from porting.session import open_session
+from porting.session import Session, open_session
 from porting.types import TensorSpec
 from tests.backends.contract import program
 from tests.backends.stateful import _sums_program
@@ -96,6 +98,19 @@ def test_results_in_torch_may_be_written() -> None:
         assert y.sum() == 0
 
 
+def test_backends_get_contiguous_numpy_whatever_was_fed() -> None:
+    class Spy(NullSession):
+        def run(self, feeds, state=None):
+            assert all(type(array) is np.ndarray and array.flags.c_contiguous for array in feeds.values())
+            return super().run(feeds, state)
+
+    wanted = program(NEGATE)
+    x = np.ones((4, 4), np.float32)
+    with Session(wanted, Spy(wanted), Device("null", 0, {})) as session:
+        for fed in (x.T, x[::-1], x[:, ::-1], np.broadcast_to(x[0], (9, 4)), torch.ones(4, 8)[:, ::2], x.view(np.matrix)):
+            session.run({"x": fed})
+
+
 # --- specs and defaults -----------------------------------------------------------------------------------------------
 
 
@@ -177,8 +192,6 @@ def test_device_strings_that_cannot_be_meant(device: str, message: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=20))
 def test_any_device_string_is_parsed_or_refused(text: str) -> None:
-    from porting.devices import parse_device
-
     with contextlib.suppress(UsageError):
         device = parse_device(text)
         assert device.name

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from porting.backends.null import NullSession
 
 from porting.errors import InputError, RuntimeFailed, UsageError
 from porting.session import Session, open_session
-from porting.worker import Arena, WorkerSession
+from porting.worker import Arena, WorkerSession, _Child
 from tests.backends.contract import program
 from tests.backends.stateful import _sums_program
 
@@ -115,6 +116,12 @@ def test_killed_worker_is_named_by_its_signal() -> None:
     session.close()
 
 
+def test_ctrl_c_that_the_parent_survives_leaves_an_idle_worker_alone(shared_session: Session) -> None:
+    os.kill(worker_of(shared_session)._child.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    time.sleep(0.1)
+    assert shared_session.run({"x": X})["y"].tolist() == (-X).tolist()
+
+
 def test_worker_that_crashes_while_it_computes_is_no_hang() -> None:
     session = open_session(program(ENDLESS), "cpu,process=worker,threads=1")
     pid = worker_of(session)._child.pid
@@ -132,9 +139,9 @@ def test_close_twice_leaves_no_process_and_no_memory() -> None:
     session.run({"x": np.ones((1, 2, 3), np.float32)}, session.new_state(4))
     worker = worker_of(session)
     session.close()
+    assert worker._child.returncode == 0
     session.close()
     worker.close()
-    assert worker._child.returncode == 0
     assert set(os.listdir("/proc/self/fd")) == before
     assert set(os.listdir("/dev/shm")) <= shm
 
@@ -153,6 +160,22 @@ def test_states_that_are_dropped_are_freed_in_the_worker() -> None:
         numbers = session.new_state(4).buffers["worker"].number
         assert numbers == 7  # five dropped, the one of run() without a state, this one
         assert worker._dropped == [7]  # the others were told to the child along the way
+
+
+def test_backend_in_the_worker_sees_how_far_the_state_is_filled() -> None:
+    class Spy(NullSession):
+        seen = None
+
+        def run(self, feeds, state=None):
+            self.seen = state.length
+            return super().run(feeds, state)
+
+    child = _Child(Arena.create(), Arena.create())
+    child._session, child._length = Spy(_sums_program()), "length"
+    number, _ = child.new_state(8, 2, None)
+    feeds = {"x": np.ones((2, 1, 3), np.float32), "length": np.array([4, 2])}
+    child.run(child._feeds.write(feeds), number)
+    assert child._session.seen.tolist() == [4, 2]
 
 
 PARENT = """

@@ -11,7 +11,7 @@ import pytest
 from porting.converters.checkpoints.open import open_checkpoint
 from tiny import BOUND, OWN, SHOWS, SIZES, Tiny, make, memory_checkpoint, program_of, run_chunks, token_ids
 
-from porting.convert import canonical_graph, convert
+from porting.conversion import canonical_graph, convert
 from porting.errors import RuntimeFailed
 from porting.session import Session, load, open_session
 

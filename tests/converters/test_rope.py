@@ -15,7 +15,7 @@ from porting.converters.architectures.rope import inverse_frequencies, read_rope
 from porting.converters.checkpoints.open import open_checkpoint
 from tiny import BOUND, OWN, SHOWS, Tiny, make, memory_checkpoint, program_of, run_chunks, serialised, token_ids
 
-from porting.convert import canonical_graph, convert
+from porting.conversion import canonical_graph, convert
 from porting.errors import CheckpointError, PortingError, UnsupportedModel
 from porting.session import Session, load, open_session
 

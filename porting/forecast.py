@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from porting.convert import canonical_graph
+from porting.conversion import canonical_graph
 from porting.targets import find_target
 from porting.types import Checkpoint
 from porting.weights import STRIPE_BYTES

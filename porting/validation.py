@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from porting.convert import canonical_graph
+from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.devices import parse_device
 from porting.errors import EvidenceUnavailable, InputError, UsageError

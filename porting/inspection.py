@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from porting.convert import architecture_of, canonical_graph
+from porting.conversion import architecture_of, canonical_graph
 from porting.errors import PortingError
-from porting.plan import PRECISION_NAMES, weight_bytes
+from porting.forecast import PRECISION_NAMES, weight_bytes
 from porting.targets import all_targets
 
 SCHEMA = "porting.inspect/1"

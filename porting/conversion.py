@@ -37,7 +37,9 @@ def architecture_of(checkpoint: Checkpoint) -> str:
     """The one name in config.json's `architectures`. raises: CheckpointError, UnsupportedModel"""
     listed = checkpoint.config.get("architectures")
     if not isinstance(listed, list) or not listed or not all(isinstance(n, str) for n in listed):
-        raise CheckpointError(f"config.json should name its architecture in `architectures`, got {listed!r}", where=str(checkpoint.path.name))
+        raise CheckpointError(
+            f"config.json should name its architecture in `architectures`, got {listed!r}", where=str(checkpoint.path.name)
+        )
     if len(listed) != 1:
         raise UnsupportedModel(f"config.json names several architectures: {', '.join(listed)}", where=str(checkpoint.path.name))
     return listed[0]
@@ -111,7 +113,7 @@ def convert(
 
 def require_ram(canonical: Canonical, precision: str, limit: int) -> None:
     """Refuse a conversion whose forecast is above `limit` bytes. raises: OutOfResources"""
-    from porting.plan import forecast_ram
+    from porting.forecast import forecast_ram
 
     needed = forecast_ram(canonical.checkpoint, precision)
     if needed > limit:
