@@ -19,8 +19,7 @@ import onnx_ir as ir
 
 import porting
 from porting.errors import OutOfResources, PortError, UsageError
-from porting.external_data import require_external_data
-from porting.port_folder import MANIFEST, MODEL, SCHEMA, Port, open_port, require_inside, sha256_of
+from porting.port_folder import MANIFEST, MODEL, SCHEMA, WEIGHTS, Port, open_port, require_inside, sha256_of
 from porting.port_layout import WEIGHTS_FILE, Layout, lay_out, serialised
 from porting.port_sources import Source, WatchedFiles
 from porting.port_staging import START, Point, Staging, os_errors, recover, staging_for, write_synced
@@ -69,12 +68,12 @@ def write_port(
                 files = _file_entries(staging.path, [*small, *([WEIGHTS_FILE] if layout.written else [])], watched.newest_ns())
                 files += [_entry(staging.path, name, sources[path], linked=True) for path, name in layout.links.items()]
                 advance(layout.size)
-            _require_complete(staging.path, files)
             listed = [{"name": p.name, "size": p.stat().st_size, "sha256": digest} for p, digest in sources.items()]
             full = _manifest(graph, manifest, layout, files, {"format": source.format, "files": listed})
             write_synced(staging.path / MANIFEST, json.dumps(full, indent=1, sort_keys=True, allow_nan=False).encode())
+            port = _opened(staging.path)
             staging.publish()
-    return open_port(destination)
+    return Port(destination, port.manifest)
 
 
 def require_free(destination: Path, force: bool) -> None:
@@ -152,8 +151,11 @@ def _pwrite(fd: int, array: np.ndarray, offset: int) -> None:
 
 def _write_small(folder: Path, model: bytes, source: Source) -> list[str]:
     """model.onnx and the files carried over; returns their names."""
-    for name, content in {MODEL: model, **source.side}.items():
+    for name in source.side:
         require_inside(name, source.format)
+        if "/" in name or name in (MANIFEST, MODEL, WEIGHTS):
+            raise PortError(f"a file carried over may not be called {name!r}", where=source.format)
+    for name, content in {MODEL: model, **source.side}.items():
         write_synced(folder / name, content)
     return [MODEL, *source.side]
 
@@ -170,10 +172,10 @@ def _entry(folder: Path, relative: str, digest: str, linked: bool) -> dict[str, 
     return {"path": relative, "size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": digest, "linked": linked}
 
 
-def _require_complete(folder: Path, files: list[dict[str, Any]]) -> None:
-    """Every file, offset and length that model.onnx names exists. raises: AssertionError, since it would be our fault"""
+def _opened(folder: Path) -> Port:
+    """The finished port, read as a user will read it. raises: AssertionError, since a port that does not load is our fault"""
     try:
-        require_external_data(folder / MODEL, {entry["path"]: entry["size"] for entry in files})
+        return open_port(folder)
     except PortError as error:
         raise AssertionError(f"the port would not load: {error.what}") from error
 

@@ -132,7 +132,8 @@ def source_stream(checkpoint: Checkpoint, name: str, dtype: str = "float32") -> 
     same = tensor.plain and NUMPY_DTYPES.get(tensor.dtype) == target
 
     def make(start: int, stop: int) -> tuple[np.ndarray]:
-        return (np.ascontiguousarray(checkpoint.rows(name, start, stop).astype(target, copy=False)),)
+        with np.errstate(over="ignore"):  # Stream.make refuses the Inf, with its place
+            return (np.asarray(checkpoint.rows(name, start, stop).astype(target, copy=False), order="C"),)
 
     rows = shape[0] if shape else 1
     return Stream([TensorSpec(name, dtype, shape)], rows, [name], make, tensor if same else None)
