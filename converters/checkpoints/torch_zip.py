@@ -47,6 +47,7 @@ class TorchZip:
         with open(fd, "rb") as file:
             self._require_zip(fd, size)
             infos, directory_start = self._directory(file, size)
+            self._refuse_torchscript([info.filename for info in infos])
             self.entries = self._entries(fd, infos, directory_start)
             self.root = self._root()
             self._require_little_endian()
@@ -86,6 +87,15 @@ class TorchZip:
         except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, OverflowError, OSError) as error:
             raise self._damaged(f"has a damaged zip directory: {str(error)[:200]}") from error
 
+    def _refuse_torchscript(self, names: list[str]) -> None:
+        scripted = [n for n in names if n.endswith("/constants.pkl") or n.partition("/")[2].startswith("code/")]
+        if scripted:
+            raise UnsupportedModel(
+                f"{self.path.name} is a TorchScript archive, which holds code; not covered (it has {scripted[0][:80]!r})",
+                where=str(self.path),
+                next=RESAVE,
+            )
+
     def _entries(self, fd: int, infos: list[zipfile.ZipInfo], directory_start: int) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         end_before = 0
@@ -123,13 +133,6 @@ class TorchZip:
     def _root(self) -> str:
         """The folder that holds data.pkl."""
         roots = [name.removesuffix("/data.pkl") for name in self.entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-        scripted = [n for n in self.entries if n.endswith("/constants.pkl") or n.partition("/")[2].startswith("code/")]
-        if scripted:
-            raise UnsupportedModel(
-                f"{self.path.name} is a TorchScript archive, which holds code; not covered (it has {scripted[0][:80]!r})",
-                where=str(self.path),
-                next=RESAVE,
-            )
         if len(roots) != 1:
             got = ", ".join(repr(n[:40]) for n in list(self.entries)[:5]) or "no entry"
             raise self._damaged(f"is not a torch checkpoint: expected one NAME/data.pkl in the archive, got {got}")

@@ -267,12 +267,18 @@ def test_a_lying_tensor_is_refused(tmp_path, case):
         (b"}(" + TEXT["a"] + b"u.", "added to what is no dict"),
         (b"Ns.", "without its operands"),
         (b"N}NK\x01s.", "neither text nor number"),
+        (
+            tensor_pickle().replace(b"ctorch\n", b"cevil\n"),
+            "a storage of type evil.FloatStorage; expected one of torch's Double",
+        ),
         (b"NQ.", "refers to something that is not a storage"),
         (b"]K\x01a.", "no state dict: expected tensors by name, got list"),
         (b"K\x01.", "no state dict: expected tensors by name, got int"),
         (b"}" + TEXT["a"] + b"K\x01s.", "more than tensors by name; not tensors: 'a'"),
         (b"}" + TEXT["a"] + b"]s.", "not tensors: 'a'"),
         (b"NN.", "2 values"),
+        (b"}Nb.", "attributes of what is no state dict"),
+        (b"N}b.", "attributes of what is no state dict"),
         (b"}}R.", "a call of something that is no name"),
     ],
 )
@@ -294,6 +300,17 @@ def test_a_pickle_that_goes_on_and_on_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(pickle_machine, "MAX_OPERATIONS", 1000)
     with pytest.raises(CheckpointError, match="more than 1000 operations"):
         read_torch_file(archive(tmp_path, b"}" * 2000 + b"."))
+
+
+def test_a_parameter_with_hooks_is_refused(tmp_path):
+    plain = tensor_pickle()
+    start = plain.index(b"ctorch._utils")
+    parameter = plain[:start] + b"ctorch._utils\n_rebuild_parameter\n(" + plain[start:-2] + b"\x88%stRs."
+    good = archive(tmp_path, parameter % b"}", **{"0": DATA})
+    assert read_all(good)["a"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(CheckpointError, match="has a parameter with hooks, which are code") as caught:
+        read_torch_file(archive(tmp_path, parameter % (b"}" + TEXT["a"] + TEXT["b"] + b"s"), **{"0": DATA}))
+    assert "where you trust the file" in caught.value.next
 
 
 def test_keys_that_are_no_tensors_are_named(tmp_path):
@@ -377,6 +394,8 @@ def test_a_lying_directory_is_refused(tmp_path, monkeypatch):
         ),
         "place of an entry": (second + 42, struct.pack("<I", directory), "outside the file's data"),
         "both at one place": (second + 42, struct.pack("<I", 0), "which calls itself b'm/data.pkl'"),
+        "method of an entry": (second + 10, struct.pack("<H", 8), "compressed or encrypted"),
+        "encryption of an entry": (second + 8, struct.pack("<H", 1), "compressed or encrypted"),
         "name of an entry": (second + 46, b"m/data/7", "'m/data/7', which calls itself b'm/data/0'"),
         "place of the directory": (end + 16, struct.pack("<I", directory + 4), "at byte -4, outside the file's data"),
     }
@@ -396,6 +415,19 @@ def test_an_entry_twice_is_refused(tmp_path):
         warnings.simplefilter("ignore")
         path = archive(tmp_path, tensor_pickle(), [("m/data/0", DATA)], **{"0": DATA})
     with pytest.raises(CheckpointError, match="has the entry 'm/data/0' twice"):
+        read_torch_file(path)
+
+
+def test_an_entry_inside_another_is_refused(tmp_path):
+    inner = zipfile.ZipInfo("m/data/1")
+    inner.file_size = inner.compress_size = len(DATA)
+    inner.CRC = 0
+    hidden = inner.FileHeader() + DATA
+    path = archive(tmp_path, tensor_pickle(), **{"0": hidden, "1": DATA})
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<I", raw, raw.rindex(b"PK\1\2") + 42, raw.index(hidden))
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="has the entry 'm/data/1' overlapping the one before it"):
         read_torch_file(path)
 
 
