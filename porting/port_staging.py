@@ -19,7 +19,7 @@ from pathlib import Path
 
 from porting.errors import CheckpointError, InputError, OutOfResources, UsageError
 from porting.port_folder import MANIFEST, WEIGHTS
-from porting.port_layout import WEIGHTS_FILE
+from porting.port_layout import WEIGHTS_FILE, Layout
 
 JOURNAL = "journal.json"
 Point = tuple[int, int]  # (written stream, its first row that is not on the disk)
@@ -34,17 +34,16 @@ class Staging:
         self.path = destination.with_name(f".{destination.name}.partial")
         self.weights_file = self.path / WEIGHTS_FILE
 
-    def resume_point(self, fingerprint: str, size: int) -> Point:
+    def resume_point(self, fingerprint: str, layout: Layout) -> Point:
         """Where to go on: the journal's point, or the start when there is none or weights.bin is not what the journal was about.
 
         fingerprint: of source, graph and options
-        size:        bytes that weights.bin must have
         raises:      UsageError when the partial port was made from something else
         """
         try:
             journal = json.loads((self.path / JOURNAL).read_bytes())
-            made_from, point = journal["fingerprint"], (int(journal["stream"]), int(journal["row"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or damaged: the bytes say nothing then
+            made_from, stream, row = journal["fingerprint"], int(journal["stream"]), int(journal["row"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # none, or damaged: it says nothing then
             return START
         if made_from != fingerprint:
             raise UsageError(
@@ -52,12 +51,28 @@ class Staging:
                 where=str(self.path),
                 next="run once without --resume to start again",
             )
+        rows = [s.rows for s, _ in layout.written] + [0]  # the last: all is written
+        if not (0 <= stream < len(rows) and 0 <= row <= rows[stream]):
+            return START
         try:
             found = self.weights_file.lstat()
         except FileNotFoundError:
             return START
-        whole = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size == size
-        return point if whole and min(point) >= 0 else START
+        whole = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size == layout.size
+        return (stream, row) if whole else START
+
+    def open_weights(self, start: Point, size: int) -> int:
+        """A descriptor of weights.bin, `size` bytes long: as it is, or a new file when there is nothing to keep."""
+        if start == START and os.path.lexists(self.weights_file):
+            _remove(self.weights_file)  # it may be anything, a link included, and is not ours to empty
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if start == START else 0)
+        fd = os.open(self.weights_file, flags, 0o666)
+        try:
+            os.ftruncate(fd, size)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
 
     def record(self, fingerprint: str, point: Point) -> None:
         """Journal that all before `point` is on the disk."""
@@ -131,7 +146,7 @@ def _lock(fd: int, path: Path) -> None:
 def recover(destination: Path) -> None:
     """Bring back an old port that a killed run had moved aside, see `_replace_in_two_steps`."""
     aside = _aside(destination)
-    if os.path.lexists(aside) and not os.path.lexists(destination):
+    if (aside / MANIFEST).exists() and not os.path.lexists(destination):  # without port.json it was about to be removed
         aside.rename(destination)
 
 

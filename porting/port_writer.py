@@ -59,7 +59,7 @@ def write_port(
             layout = lay_out(graph, staging.path, weights)
             model = serialised(graph, layout)
             fingerprint = _fingerprint(model, watched, weights)
-            start = staging.resume_point(fingerprint, layout.size) if resume else START
+            start = staging.resume_point(fingerprint, layout) if resume else START
             _require_space(staging, layout.size + len(model) + sum(map(len, source.side.values())))
             _write_weights(layout, staging, start, fingerprint, progress)
             small = _write_small(staging.path, model, source)
@@ -118,10 +118,8 @@ def _write_weights(layout: Layout, staging: Staging, start: Point, fingerprint: 
 
 def _write_streams(layout: Layout, staging: Staging, start: Point, fingerprint: str, advance: Callable[[int], Any]) -> None:
     """Fill weights.bin from `start` on, with a point to resume from every JOURNAL_EVERY bytes and at the end."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if start == START else 0)
-    fd = os.open(staging.weights_file, flags, 0o666)
+    fd = staging.open_weights(start, layout.size)
     try:
-        os.ftruncate(fd, layout.size)
         since = 0
         for number, (stream, offsets) in enumerate(layout.written):
             row_bytes = stream.row_bytes()
