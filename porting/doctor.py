@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from porting.distributions import installed_versions, runtime_owners
 from porting.errors import PortingError
 from porting.host import available_cores, memory_bytes
 from porting.registry import BACKEND_GROUP, names
+from porting.verdict import printable
 
 SCHEMA = 1
 PROBE_SECONDS = 60  # a driver that hangs longer than this counts as broken
@@ -58,6 +60,35 @@ def doctor() -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(os.getcwd()).free,
         "problems": _problems(packages, owners, devices),
     }
+
+
+def doctor_text(found: Mapping[str, Any]) -> str:
+    """What `doctor` found, for the terminal: problems last, each with what to type."""
+    from porting.render import table
+
+    rows = [(d["name"], "usable" if d["usable"] else "no", _said(d)) for d in found["devices"]]
+    versions = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version is not None)
+    absent = ", ".join(name for name, version in found["packages"].items() if version is None)
+    sizes = found["memory_bytes"]
+    memory = f"{sizes['available'] / 2**30:.1f} of {sizes['total'] / 2**30:.1f} GiB of memory free, " if sizes else ""
+    lines = [
+        f"porting {found['porting']}, Python {found['python']['version']}, {found['platform']}",
+        f"{found['cores']} cores, {memory}{found['disk_free_bytes'] / 2**30:.1f} GiB of disk free here",
+        "",
+        table(("device", "", "detail"), rows),
+        "",
+        f"installed: {versions}",
+        f"absent: {absent or 'nothing'}",
+    ]
+    for problem in found["problems"]:
+        lines += ["", f"problem: {printable(problem['what'])}", f"  next:  {printable(problem['next'])}"]
+    return "\n".join([*lines, *([] if found["problems"] else ["", "no problems found"])])
+
+
+def _said(device: Mapping[str, Any]) -> str:
+    if device["usable"]:
+        return ", ".join(f"{key} {value}" for key, value in device["detail"].items())
+    return f"{device['reason']}; {device['next']}" if device["next"] else device["reason"]
 
 
 def probe_all() -> list[dict[str, Any]]:

@@ -46,4 +46,4 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     console = Console(file=StringIO(), width=WIDTH, color_system=None, highlight=False)
     console.print(drawn)
     assert isinstance(console.file, StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
