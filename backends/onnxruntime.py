@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -259,7 +259,7 @@ class OrtSession:
         self._session = None
 
     def _run_bound(self, feeds: Mapping[str, np.ndarray], state: State | None) -> dict[str, np.ndarray]:
-        binding = state.buffers.binding if state else self._session.io_binding()
+        binding = cast(Buffers, state.buffers).binding if state else self._session.io_binding()
         for name, array in feeds.items():
             element_type = self._foreign.get(name)
             if element_type is None:

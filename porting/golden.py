@@ -316,7 +316,19 @@ def _sketch_from(value: Any, where: str) -> Sketch:
     if not np.isfinite(buckets).all():
         raise InputError("buckets are not finite", where=where)
     top = _top_from(value["top"], shape, where) if value["top"] is not None else (None, None, None)
-    return Sketch(shape, dtype, *numbers.values(), 0, inf_count, seed, buckets, *top)
+    ids, values, totals = top
+    return Sketch(
+        shape,
+        dtype,
+        **numbers,
+        nan_count=0,
+        inf_count=inf_count,
+        seed=seed,
+        buckets=buckets,
+        top_ids=ids,
+        top_values=values,
+        logsumexp=totals,
+    )
 
 
 def _top_from(top: Any, shape: tuple[int, ...], where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

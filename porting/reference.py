@@ -45,10 +45,11 @@ class Reference(Protocol):
     """
 
     kind: str
-    description: str
     architecture: str
     kl_is_exact: bool
 
+    @property
+    def description(self) -> str: ...
     @property
     def cases(self) -> Mapping[str, np.ndarray]: ...
     def compare(self, case: str, logits: np.ndarray) -> Comparison: ...

@@ -68,8 +68,13 @@ class Checkpoint(Protocol):
     path: Path
     format: str  # "safetensors" | "pytorch" | "gguf"
     config: dict[str, Any]  # the keys of config.json
-    tensors: Mapping[str, StoredTensor]
-    files: Sequence[Path]  # every file that holds config or tensors, for hashing
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]: ...
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Every file that holds config or tensors, for hashing."""
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) along axis 0, decoded. Plain dtypes come as stored (BF16 as ml_dtypes.bfloat16), blocks as float32.

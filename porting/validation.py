@@ -315,7 +315,7 @@ def products(port: Port) -> tuple[list[int], set[int]]:
             lengths.append(node.attributes["K"].as_int())
             blocks.add(node.attributes["block_size"].as_int())
         elif node.op_type == "FusedMatMul" and node.inputs[1] is not None and node.inputs[1].shape is not None:
-            lengths.append(int(node.inputs[1].shape[1]))
+            lengths.append(node.inputs[1].shape.numpy()[1])
     return lengths, blocks
 
 

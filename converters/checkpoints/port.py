@@ -84,16 +84,17 @@ class PortCheckpoint:
         return {}
 
     def _block(self, held: str) -> int:
-        codes = self._raw[held + CODES].shape
-        return int(codes[2]) * 8 // self._bits[held][0]
+        codes = self._raw[held + CODES].shape.numpy()
+        return codes[2] * 8 // self._bits[held][0]
 
     def _stored(self, name: str) -> StoredTensor:
         if name in self._codes:
             held = self._codes[name]
-            shape = (int(self._raw[held + CODES].shape[0]), self._bits[held][1])
-            return StoredTensor(name, f"INT{self._bits[held][0]}", shape, self.path, 0, 0, plain=False)
+            bits, columns = self._bits[held]
+            rows = self._raw[held + CODES].shape.numpy()[0]
+            return StoredTensor(name, f"INT{bits}", (rows, columns), self.path, 0, 0, plain=False)
         tensor = self._raw[name]
-        shape = tuple(int(d) for d in tensor.shape)
+        shape = tensor.shape.numpy()
         plain = tensor.dtype == ir.DataType.FLOAT
         file = self.path / str(tensor.location)
         return StoredTensor(
@@ -102,7 +103,7 @@ class PortCheckpoint:
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         tensor = self._raw[name]
-        shape = tuple(int(d) for d in tensor.shape)
+        shape = tensor.shape.numpy()
         dtype = dtype_of(tensor.dtype.numpy().name)
         row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         size = row * (stop - start) if shape else dtype.itemsize
