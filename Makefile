@@ -1,0 +1,66 @@
+# Set-up on a fresh machine: needs python3 (3.10 to 3.13) with pip and venv, and a network or a local package index.
+#
+#   make demo     ports a real language model and asks it a question (own venv, no torch; about 2 minutes the first time)
+#   make test     every check and every test (own venv, with torch)
+#   make clean    removes what both made
+#
+# make test ARGS="tests/converters -k rope"   runs only these tests, and no other check
+# make demo QUESTION="Who wrote Hamlet?"
+
+PYTHON ?= python3
+QUESTION ?= What is the capital of France?
+ARGS ?=
+
+DEMO := .venv-demo
+TEST := .venv-test
+MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+PACKAGING := setup.py pyproject.toml constraints.txt
+# -qq: pip says nothing but errors
+PIP := -m pip --disable-pip-version-check install -qq -c constraints.txt
+
+.PHONY: demo test check clean help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(DEMO)/installed $(MODEL)
+	@echo "== porting $(MODEL) to the CPU in int8, and comparing it with what transformers computed in fp32"
+	@$(DEMO)/bin/porting port $(MODEL) -o demo-port -p int8 --against examples/smollm2/golden.json --force
+	@echo
+	@echo "== $(QUESTION)"
+	@$(DEMO)/bin/porting generate demo-port "$(QUESTION)"
+
+ifeq ($(strip $(ARGS)),)
+test: check
+	@echo "== tests; those marked 'device' need an accelerator and are not run: $(TEST)/bin/python -m pytest -m device"
+	@$(TEST)/bin/python -m pytest -m "not device"
+else
+test: $(TEST)/installed
+	@$(TEST)/bin/python -m pytest $(ARGS)
+endif
+
+check: $(TEST)/installed
+	@echo "== ruff"
+	@$(TEST)/bin/ruff check .
+	@$(TEST)/bin/ruff format --check .
+	@echo "== mypy"
+	@$(TEST)/bin/python tests/typecheck.py
+
+$(DEMO)/installed: $(PACKAGING)
+	@echo "== installing porting into $(DEMO), without torch"
+	@test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
+	@$(DEMO)/bin/python $(PIP) -e ".[cpu,gguf]"
+	@touch $@
+
+$(TEST)/installed: $(PACKAGING)
+	@echo "== installing porting and all that the tests need into $(TEST)"
+	@test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
+	@$(TEST)/bin/python $(PIP) -e ".[test]"
+	@touch $@
+
+$(MODEL):
+	@echo "== getting SmolLM2-135M-Instruct, 98 MB"
+	@$(PYTHON) examples/get_smollm2.py --into .cache > /dev/null
+
+clean:
+	rm -rf $(DEMO) $(TEST) .cache demo-port build porting.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
