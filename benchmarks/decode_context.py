@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # last: tests/porting must not hide the package
-
-from models import smollm2_gguf
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # for tests.models, the cache of downloaded models
 
 import porting
 from porting.session import Session
 from porting.types import State
+from tests.models import smollm2_gguf
 
 BAR = 1.4
 SHORT, LONG = 50, 2000
