@@ -137,6 +137,14 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         assert tree(tmp_path / f"one-{weights_}") == tree(tmp_path / f"two-{weights_}")
 
 
+def test_a_port_holds_what_it_lists_and_nothing_else(tmp_path: Path) -> None:
+    """No journal, no temporary file, no trial link."""
+    source = write_folder(tmp_path / "source", random_tensors(TENSORS))
+    port = convert_folder(source, tmp_path / "port", quantize=True)
+    assert {f["path"] for f in port.manifest["files"]} | {"port.json"} == tree(tmp_path / "port").keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["port", "source"]
+
+
 def test_a_cache_made_of_symbolic_links_is_linked_at_its_blobs(tmp_path: Path) -> None:
     tensors = random_tensors({"a": (64, 8)})
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1234"
