@@ -14,7 +14,8 @@ for package, folder in CODE_FOLDERS.items():
 BASE = ["numpy", "onnx>=1.19", "onnx-ir>=1.0", "safetensors", "ml_dtypes", "tokenizers", "click", "rich", "jinja2"]
 TORCH = ["torch", "transformers", "onnxscript"]
 GGUF = ["gguf"]
-TEST = ["pytest", "hypothesis", "ruff", "mypy", "onnxruntime", "openvino", "setuptools>=77", *TORCH, *GGUF]
+CPU = ["onnxruntime>=1.28"]
+TEST = ["pytest", "hypothesis", "ruff", "mypy", "pyyaml", "packaging", "setuptools>=77", "openvino", *CPU, *TORCH, *GGUF]
 
 setup(
     name="porting",
@@ -30,8 +31,10 @@ setup(
     package_data={"porting": ["py.typed", "*.json", "numerics/*.json"]},
     install_requires=BASE,
     extras_require={
-        "cpu": ["onnxruntime>=1.28"],
+        # one of the next three in an environment, never two: all own the folder onnxruntime/
+        "cpu": CPU,
         "cuda": ["onnxruntime-gpu>=1.28"],
+        "ascend": ["onnxruntime-cann"],  # with constraints-cann.txt
         "torch": TORCH,
         "gguf": GGUF,
         "test": TEST,

@@ -65,14 +65,17 @@ def port(
 def require_usable(device: str) -> None:
     """Whether one of the devices asked for can run here. raises: DeviceUnavailable, UsageError"""
     wanted = parse_device(device)
-    refused = []
+    refused, next_step = [], ""
     for name in wanted.alternatives:
         available = load_backend(name).probe()
         if available.usable:
             return
         refused.append(f"{name}: {available.reason}")
+        next_step = available.next
     raise DeviceUnavailable(
-        f"device {device!r} is not available: {'; '.join(refused)}", where="probe", next="`porting doctor` lists every device"
+        f"device {device!r} is not available: {'; '.join(refused)}",
+        where="probe",
+        next=next_step or "`porting doctor` lists every device",
     )
 
 
