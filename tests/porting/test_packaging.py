@@ -152,10 +152,11 @@ def test_a_missing_extra_is_named(base_only: Path, tmp_path: Path) -> None:
     made = tiny.make(tmp_path / "model", "LlamaForCausalLM")
     assert made.folder.is_dir()
     assert porting(["convert", "model", "-o", "model.port"], base_only, tmp_path).returncode == 0
+    bench = ["bench", "model.port", "--prompt-tokens", "8", "--new-tokens", "8"]
     for arguments, extra in (
-        (["bench", "model.port", "--device", "cuda"], "porting[cuda]"),
+        ([*bench, "--device", "cuda"], "porting[cuda]"),
         (["port", "model", "-o", "other.port"], "porting[cpu]"),
-        (["bench", "model.port"], "porting[cpu]"),
+        (bench, "porting[cpu]"),
         (["record", "model", "-o", "golden.json"], "porting[torch]"),
     ):
         ran = porting(arguments, base_only, tmp_path)
