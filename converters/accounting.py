@@ -28,6 +28,7 @@ class Weights:
         self.checkpoint = checkpoint
         self.dropped: dict[str, str] = {}
         self._taken: dict[str, Stream] = {}
+        self._folded: dict[str, np.ndarray] = {}
         self._wrong: dict[str, tuple[str, str]] = {}  # name -> (what is wrong, as `finish` lists it)
         for name in checkpoint.tensors:
             for pattern, reason in (droppable or {}).items():
@@ -57,14 +58,19 @@ class Weights:
     def values(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A small tensor's values, float32, consumed; ones where the tensor is wrong, which `finish` raises."""
         stream = self.take(name, shape)
-        return stream.make(0, stream.rows)[0] if name not in self._wrong else np.ones(shape, np.float32)
+        if name in self._wrong:
+            return np.ones(shape, np.float32)
+        self._folded[name] = stream.make(0, stream.rows)[0]
+        return self._folded[name]
 
     def drop(self, name: str, reason: str) -> None:
         """Leave a tensor out, saying why."""
         self.dropped[name] = reason
 
     def finish(self) -> dict[str, Any]:
-        """The accounting for port.json: {"used": [names], "parameters": count, "dropped": [{"name", "reason"}]}.
+        """The accounting for port.json: {"used": [names], "parameters": count, "dropped": [{"name", "reason"}], "folded": {name: values}}.
+
+        "folded" holds the tensors that became constants of the graph, whole, so that the port still says what they were.
 
         raises: CheckpointError naming every missing, misshapen, quantised and left-over tensor together
         """
@@ -87,6 +93,7 @@ class Weights:
             "used": sorted(self._taken),
             "parameters": sum(math.prod(s.outputs[0].shape) for s in self._taken.values()),  # type: ignore[arg-type]
             "dropped": [{"name": n, "reason": r} for n, r in sorted(self.dropped.items())],
+            "folded": {n: v.tolist() for n, v in sorted(self._folded.items())},
         }
 
 

@@ -6,11 +6,13 @@ The texts are our own and lie in this file, so that a golden recorded on one mac
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from porting.errors import InputError
+from porting.npz import read_npz
 
 POSITIONS = 32  # token ids per text: enough for a context to form, few enough for a golden in kilobytes
 TEXTS = {
@@ -28,7 +30,13 @@ TEXTS = {
     ),
     "chinese": "人工智能模型需要在不同的硬件上运行，因此每一次移植都必须用数字来证明结果仍然正确，而不是只说它已经成功。",
 }
+UNLIMITED = 1 << 31  # positions
 SEED = 20261122  # of the ids for a model without a tokenizer
+
+
+def cases_of(config: Mapping[str, Any], tokenizer_json: bytes | None, inputs: str | Path | None) -> dict[str, np.ndarray]:
+    """Case name -> (batch, sequence) int64 token ids: the user's own, or the built-in texts. raises: InputError"""
+    return language_model_inputs(config, tokenizer_json) if inputs is None else inputs_from_npz(inputs, config)
 
 
 def language_model_inputs(config: Mapping[str, Any], tokenizer_json: bytes | None) -> dict[str, np.ndarray]:
@@ -38,8 +46,8 @@ def language_model_inputs(config: Mapping[str, Any], tokenizer_json: bytes | Non
     returns:        case name -> (1, up to 32) int64 token ids
     raises:         InputError when the tokenizer gives ids outside the vocabulary
     """
-    vocab = int(config["vocab_size"])
-    limit = min(POSITIONS, int(config.get("max_position_embeddings") or POSITIONS))
+    vocab = _count(config, "vocab_size")
+    limit = min(POSITIONS, context_of(config))
     if tokenizer_json is None:
         rng = np.random.default_rng(SEED)
         return {f"seeded{i}": rng.integers(0, vocab, (1, limit), dtype=np.int64) for i in range(len(TEXTS))}
@@ -64,26 +72,52 @@ def language_model_inputs(config: Mapping[str, Any], tokenizer_json: bytes | Non
     return cases
 
 
-def inputs_from_npz(path: Any, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def inputs_from_npz(path: str | Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A user's own cases: an .npz whose arrays are (batch, sequence) integer token ids, one case each.
 
     raises: InputError naming the array
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            cases = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"inputs cannot be read: {error}", where=str(path), next="an .npz with one integer array per case"
-        ) from error
-    vocab = int(config["vocab_size"])
+    cases = read_npz(path)
     for name, ids in cases.items():
-        if ids.dtype.kind not in "iu" or ids.ndim != 2 or 0 in ids.shape:
+        if ids.dtype.kind not in "iu":
             raise InputError(
                 f"case {name!r} should be (batch, sequence) integers, got {ids.dtype}{list(ids.shape)}", where=str(path)
             )
+        if ids.dtype == np.uint64 and ids.size and ids.max() >= 1 << 63:
+            raise InputError(f"case {name!r} has ids beyond every vocabulary", where=str(path))
+    cases = {name: ids.astype(np.int64) for name, ids in cases.items()}
+    require_cases(cases, config, str(path))
+    return cases
+
+
+def require_cases(cases: Mapping[str, np.ndarray], config: Mapping[str, Any], where: str) -> None:
+    """Cases that fit the model, and that show something: one at least has a second position, which looks back at the first.
+
+    raises: InputError
+    """
+    vocab, context = _count(config, "vocab_size"), context_of(config)
+    for name, ids in cases.items():
+        if ids.ndim != 2 or ids.dtype != np.int64 or 0 in ids.shape:
+            raise InputError(
+                f"case {name!r} should be (batch, sequence) token ids, got {ids.dtype}{list(ids.shape)}", where=where
+            )
         if ids.min() < 0 or ids.max() >= vocab:
-            raise InputError(f"case {name!r} has ids outside 0..{vocab - 1}", where=str(path))
-    if not cases:
-        raise InputError("no case in the file", where=str(path))
-    return {name: ids.astype(np.int64) for name, ids in cases.items()}
+            raise InputError(f"case {name!r} has ids outside the vocabulary, 0..{vocab - 1}", where=where)
+        if ids.shape[1] > context:
+            raise InputError(f"case {name!r} has {ids.shape[1]} positions, the model's context is {context}", where=where)
+    if max((ids.shape[1] for ids in cases.values()), default=0) < 2:
+        raise InputError(
+            "no case has two positions: nothing would look back at anything", where=where, next="use longer inputs"
+        )
+
+
+def context_of(config: Mapping[str, Any]) -> int:
+    """max_position_embeddings; a config without one limits nothing. raises: InputError"""
+    return UNLIMITED if config.get("max_position_embeddings") is None else _count(config, "max_position_embeddings")
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise InputError(f"{key} should be a positive number, got {value!r}", where="config.json")
+    return value

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from porting.conversion import canonical_graph
 from porting.errors import UsageError
 from porting.golden import Golden, GoldenCase, ModelIdentity
-from porting.inputs import inputs_from_npz, language_model_inputs
+from porting.identity import config_hash
+from porting.inputs import cases_of
 from porting.numerics.sketch import sketch
+from porting.outputs import require_new_file
 from porting.port_folder import MANIFEST, open_port, sha256_of
 from porting.progress import silent
 from porting.reference import PortReference, UpstreamReference
@@ -44,8 +42,7 @@ def record(
     raises: UsageError (output exists, level), InputError, EvidenceUnavailable (transformers is missing)
     """
     destination = Path(output)
-    if os.path.lexists(destination) and not force:
-        raise UsageError(f"already exists: {destination}", where="-o", next="choose another name, or --force to replace it")
+    require_new_file(destination, force)
     if level not in LEVELS:
         raise UsageError(f"no level {level!r}", where="--level", next=f"known: {', '.join(LEVELS)}")
     with progress("record", 1, unit="runs") as advance:
@@ -69,13 +66,8 @@ def golden_of(reference: UpstreamReference | PortReference, identity: ModelIdent
 
 
 def identity_of(checkpoint: Checkpoint, architecture: str) -> ModelIdentity:
-    """Which model it is: architecture, config, and the hashes of its files."""
+    """Which model it is: architecture, the facts of its config, and the hashes of its files."""
     return ModelIdentity(architecture, config_hash(checkpoint.config), file_hashes(checkpoint.files))
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 of a config as canonical JSON."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_hashes(files: Sequence[Path]) -> dict[str, str]:
@@ -102,17 +94,17 @@ def _of_checkpoint(source: str | Path, device: str, inputs: str | Path | None) -
             f"a checkpoint is recorded by the upstream implementation on the CPU, not on {device!r}", where="--device"
         )
     checkpoint = open_checkpoint(source)
-    tokenizer = checkpoint.side_files().get("tokenizer.json")
-    cases = inputs_from_npz(inputs, checkpoint.config) if inputs else language_model_inputs(checkpoint.config, tokenizer)
-    reference = UpstreamReference(checkpoint, cases)
+    canonical_graph(checkpoint)  # a config that contradicts the tensors has no outputs worth recording
+    reference = UpstreamReference(
+        checkpoint, cases_of(checkpoint.config, checkpoint.side_files().get("tokenizer.json"), inputs)
+    )
     return golden_of(reference, identity_of(checkpoint, reference.architecture), "fp32", "cpu")
 
 
 def _of_port(source: Path, device: str, inputs: str | Path | None) -> Golden:
     port = open_port(source)
     config = port.manifest["config"]
-    tokenizer = port.side_file("tokenizer.json")
-    cases: dict[str, np.ndarray] = inputs_from_npz(inputs, config) if inputs else language_model_inputs(config, tokenizer)
+    cases = cases_of(config, port.side_file("tokenizer.json"), inputs)
     identity = ModelIdentity(
         port.manifest["architecture"], config_hash(config), {f["name"]: f["sha256"] for f in port.manifest["source"]["files"]}
     )

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from porting.errors import InputError
+from porting.identity import config_hash, require_same_facts
 from porting.numerics.metrics import compare, require_informative
 from porting.numerics.quality import coarse_kl, kl_divergence
 from porting.upstream import upstream_logits, upstream_version
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from porting.golden import Golden
     from porting.port_folder import Port
     from porting.types import Checkpoint
+
+OF_A_PORT = "port "  # how the description of a port's own outputs begins, in goldens too
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,24 @@ class Comparison:
 class Reference(Protocol):
     """Cases, and how logits compare with what they should be.
 
-    kind:         "upstream", "golden" or "self", as the verdict says it
-    description:  what it is, for the report
-    architecture: of the model that it stands for, "" when it does not know
-    kl_is_exact:  whether `kl` is the divergence itself or a lower bound
+    kind:        "upstream", "golden" or "self", as the verdict says it
+    description: what it is, for the report
+    kl_is_exact: whether `kl` is the divergence itself or a lower bound
     """
 
     kind: str
-    architecture: str
     kl_is_exact: bool
 
     @property
     def description(self) -> str: ...
     @property
     def cases(self) -> Mapping[str, np.ndarray]: ...
+    def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Refuse to judge another model than the reference's own. raises: InputError"""
+
+    def prepare(self) -> None:
+        """Run what has to be run. Once: what that needs is free again before the port is opened."""
+
     def compare(self, case: str, logits: np.ndarray) -> Comparison: ...
 
 
@@ -59,13 +66,28 @@ class _Exact:
     """A reference whose logits are at hand."""
 
     kl_is_exact = True
+    description: str
 
-    def __init__(self, cases: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, architecture: str, config: Mapping[str, Any], cases: Mapping[str, np.ndarray]) -> None:
+        self.architecture = architecture
+        self.config = config
         self.cases = dict(cases)
+
+    def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        if architecture != self.architecture:
+            raise InputError(
+                f"the port is a {architecture}, the reference a {self.architecture}",
+                where=self.description,
+                next="validate against the port's own source or golden",
+            )
+        require_same_facts(config, self.config, self.description)
+
+    def prepare(self) -> None:
+        _ = self.logits
 
     @cached_property
     def logits(self) -> dict[str, np.ndarray]:
-        """Case name -> (batch, sequence, vocab) float32."""
+        """Case name -> (batch, sequence, vocab) float32. raises: InputError when they show nothing (NaN, one constant)"""
         found = self._run()
         for name, value in found.items():
             require_informative(value, name)
@@ -89,13 +111,9 @@ class UpstreamReference(_Exact):
     def __init__(self, checkpoint: Checkpoint, cases: Mapping[str, np.ndarray]) -> None:
         from porting.conversion import architecture_of
 
-        super().__init__(cases)
+        super().__init__(architecture_of(checkpoint), checkpoint.config, cases)
         self.checkpoint = checkpoint
-        self.architecture = architecture_of(checkpoint)
-
-    @property
-    def description(self) -> str:
-        return f"transformers {upstream_version()}, {self.architecture}, fp32 on the CPU"
+        self.description = f"transformers {upstream_version()}, {self.architecture}, fp32 on the CPU"
 
     def _run(self) -> dict[str, np.ndarray]:
         return upstream_logits(self.checkpoint, self.architecture, self.cases)
@@ -107,11 +125,10 @@ class PortReference(_Exact):
     kind = "self"
 
     def __init__(self, port: Port, cases: Mapping[str, np.ndarray], device: str) -> None:
-        super().__init__(cases)
+        super().__init__(str(port.manifest["architecture"]), port.manifest["config"], cases)
         self.port = port
         self.device = device
-        self.architecture = str(port.manifest["architecture"])
-        self.description = f"port {port.path.name} ({port.precision}) on {device}"
+        self.description = f"{OF_A_PORT}{port.path.name} ({port.precision}) on {device}"
 
     def _run(self) -> dict[str, np.ndarray]:
         from porting.session import open_session
@@ -121,21 +138,20 @@ class PortReference(_Exact):
 
 
 class GoldenReference:
-    """Sketches that were recorded elsewhere."""
+    """Sketches that were recorded elsewhere. Recorded from a port they are no better than a port: "self"."""
 
-    kind = "golden"
     kl_is_exact = False
 
     def __init__(self, golden: Golden, name: str) -> None:
         self.golden = golden
-        self.architecture = golden.model.architecture
+        self.kind = "self" if golden.reference.startswith(OF_A_PORT) else "golden"
         self.description = f"golden {name}: {golden.reference}, {golden.precision} on {golden.device}; {golden.integrity}"
         self.cases: dict[str, np.ndarray] = {}
         for case, recorded in golden.cases.items():
             ids = recorded.inputs.get("input_ids")
             logits = recorded.outputs.get("logits")
-            if ids is None or logits is None or logits.top_ids is None:
-                raise InputError(f"case {case!r} of the golden has no input_ids or no logits", where=name)
+            if ids is None or logits is None or logits.top_ids is None or logits.shape[:-1] != ids.shape:
+                raise InputError(f"case {case!r} of the golden has no input_ids, or no logits that belong to them", where=name)
             self.cases[case] = ids
 
     @classmethod
@@ -144,6 +160,14 @@ class GoldenReference:
         from porting.golden import Golden
 
         return cls(Golden.load(path), path.name)
+
+    def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        from porting.golden import ModelIdentity
+
+        self.golden.require_model(ModelIdentity(architecture, config_hash(config), {}))
+
+    def prepare(self) -> None:
+        """It ran when it was recorded."""
 
     def compare(self, case: str, logits: np.ndarray) -> Comparison:
         from porting.numerics.sketch import estimate_difference

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import numpy as np
-
-from porting.errors import InputError, UsageError
+from porting.npz import read_npz, write_npz
+from porting.outputs import require_new_file
+from porting.port_staging import os_errors
 from porting.session import load
 
 
@@ -15,23 +14,12 @@ def run_file(port: str | Path, inputs: Path, output: Path, device: str = "cpu", 
     """Run once on the arrays of an .npz.
 
     returns: output name -> shape, as written
-    raises:  InputError (file, names, dtypes, shapes), UsageError (output exists), DeviceUnavailable
+    raises:  InputError (file, names, dtypes, shapes), UsageError (output exists), DeviceUnavailable, OutOfResources (disk full)
     """
-    if output.exists() and not force:
-        raise UsageError(f"already exists: {output}", where="-o", next="choose another name, or --force to replace it")
-    try:
-        with np.load(inputs, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError("a single array, not an .npz")
-            feeds = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"inputs cannot be read: {error}", where=str(inputs), next="an .npz with one array per input"
-        ) from error
+    require_new_file(output, force)
+    feeds = read_npz(inputs)
     with load(port, device) as session:
         outputs = session.run(feeds)
-    temporary = output.with_name(f".{output.name}.new")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **outputs)
-    os.replace(temporary, output)
+    with os_errors(output):
+        write_npz(output, outputs)
     return {name: list(value.shape) for name, value in outputs.items()}

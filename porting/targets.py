@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from porting.errors import UsageError, nearest
@@ -34,7 +34,7 @@ class Target:
 
 @cache
 def _table() -> Mapping[str, Mapping[str, Any]]:
-    return json.loads(files("porting").joinpath("targets.json").read_text(encoding="utf-8"))["targets"]
+    return json.loads(Path(__file__).with_name("targets.json").read_text(encoding="utf-8"))["targets"]
 
 
 def find_target(name: str) -> Target:

@@ -41,11 +41,25 @@ def upstream_logits(checkpoint: Checkpoint, architecture: str, cases: Mapping[st
             where="reference",
             next='pip install "porting[torch]", or validate --against a golden',
         )
+    model = load_upstream(checkpoint, architecture)
     import torch
 
-    model = load_upstream(checkpoint, architecture)
     with torch.inference_mode():
-        return {name: model(torch.from_numpy(ids)).logits.float().numpy() for name, ids in cases.items()}
+        return {name: model(torch.from_numpy(ids), use_cache=False).logits.float().numpy() for name, ids in cases.items()}
+
+
+def _import_upstream() -> tuple[Any, Any]:
+    """torch and transformers. raises: EvidenceUnavailable when they are there and cannot be imported"""
+    try:
+        import torch
+        import transformers
+    except Exception as error:  # a broken native library, or two versions that do not fit: whatever their imports raise
+        raise EvidenceUnavailable(
+            f"the upstream implementation is installed and cannot be imported: {type(error).__name__}: {error}",
+            where="reference",
+            next='pip install --force-reinstall "porting[torch]", or validate --against a golden',
+        ) from error
+    return torch, transformers
 
 
 def load_upstream(checkpoint: Checkpoint, architecture: str) -> Any:
@@ -53,9 +67,7 @@ def load_upstream(checkpoint: Checkpoint, architecture: str) -> Any:
 
     raises: EvidenceUnavailable when transformers has no such class, or its parameters are not those that we read
     """
-    import torch
-    import transformers
-
+    torch, transformers = _import_upstream()
     kind = getattr(transformers, architecture, None)
     if kind is None:
         raise EvidenceUnavailable(
@@ -67,15 +79,25 @@ def load_upstream(checkpoint: Checkpoint, architecture: str) -> Any:
     factors = config.get("rope_scaling") if (config.get("rope_scaling") or {}).get("rope_type") == "freq_factors" else None
     if factors:
         config.pop("rope_scaling")
-    model = kind._from_config(kind.config_class.from_dict(config), dtype=torch.float32, attn_implementation="eager").eval()
+    try:
+        model = kind._from_config(kind.config_class.from_dict(config), dtype=torch.float32, attn_implementation="eager").eval()
+    except Exception as error:  # its checks of a config are its own, and change from version to version
+        raise EvidenceUnavailable(
+            f"transformers {transformers.__version__} cannot build this {architecture}: {type(error).__name__}: {error}",
+            where="reference",
+            next="validate --against a golden, or with another version of transformers",
+        ) from error
     names = dict(model.named_parameters())
     extra = set(checkpoint.tensors) - set(names) - {"lm_head.weight", "rope_freqs.weight"}
     missing = set(names) - set(checkpoint.tensors)
     left = {n for n in extra if not n.endswith("rotary_emb.inv_freq")}
-    if missing or left:
+    misshapen = [n for n in set(names) - missing if tuple(names[n].shape) != checkpoint.tensors[n].shape]
+    if missing or left or misshapen:
         raise EvidenceUnavailable(
-            f"transformers' {architecture} and the checkpoint disagree about tensors: missing {sorted(missing)[:5]}, extra {sorted(left)[:5]}",
+            f"transformers' {architecture} and the checkpoint disagree about tensors: missing {sorted(missing)[:5]}, "
+            f"extra {sorted(left)[:5]}, of another shape {sorted(misshapen)[:5]}",
             where="reference",
+            next="validate --against a golden, or with another version of transformers",
         )
     with torch.no_grad():
         for name, parameter in names.items():

@@ -48,7 +48,8 @@ class PortCheckpoint:
         for name in set(self._bits) & set(self._raw):  # a tied head: the embedding is kept as it was, the head holds codes
             self._codes[HEAD] = self._codes.pop(name)
             self.config["tie_word_embeddings"] = False
-        plain = {n for n in self._raw if not n.endswith((CODES, SCALES, POINTS))}
+        self._folded = {n: np.asarray(v, np.float32) for n, v in port.manifest["tensors"].get("folded", {}).items()}
+        plain = {*self._folded, *(n for n in self._raw if not n.endswith((CODES, SCALES, POINTS)))}
         self.tensors: Mapping[str, StoredTensor] = {name: self._stored(name) for name in sorted(plain | set(self._codes))}
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -60,28 +61,36 @@ class PortCheckpoint:
             return dequantize_rows(
                 self._read(held + CODES, start, stop), self._read(held + SCALES, start, stop), points, n_in, bits
             )
-        return self._read(name, start, stop)
+        return self._plain(name, start, stop)
 
     def error_in_half_steps(self, name: str, source: Stream) -> float:
         """The largest |held - source| of a tensor in halves of its code's step; of plain tensors 0 when equal, else infinity.
 
-        A tied embedding is compared where it is kept plain, and its head where it is held as codes.
+        A tied embedding is compared where it is kept plain, and its head where it is held as codes. A tensor that is not held at all, or
+        in another shape, is infinitely far off.
         """
+        plain = name in self._folded or name in self._raw
+        coded = [shown for shown, held in self._codes.items() if held == name]
+        shapes = [self.tensors[shown].shape for shown in [*([name] if plain else []), *coded]]
+        if not shapes or any(shape != source.outputs[0].shape for shape in shapes):
+            return float("inf")
         worst = 0.0
         for start, stop, (wanted,) in source.stripes():
-            if name in self._raw and not np.array_equal(self._read(name, start, stop), wanted):
+            if plain and not np.array_equal(self._plain(name, start, stop), wanted):
                 return float("inf")
-            for shown, held in self._codes.items():
-                if held == name:
-                    error = np.abs(self.rows(shown, start, stop) - wanted)  # (rows, n_in)
-                    steps = self._read(held + SCALES, start, stop)  # (rows, blocks)
-                    block = self._block(held)
-                    half = np.repeat(steps / 2, block, axis=1)[:, : error.shape[1]]
-                    worst = max(worst, float((error / half).max()))
+            for shown in coded:
+                error = np.abs(self.rows(shown, start, stop) - wanted)  # (rows, n_in)
+                steps = self._read(name + SCALES, start, stop)  # (rows, blocks)
+                half = np.repeat(steps / 2, self._block(name), axis=1)[:, : error.shape[1]]
+                found = float((error / half).max())
+                worst = found if not found <= worst else worst  # a NaN stays
         return worst
 
     def side_files(self) -> Mapping[str, bytes]:
         return {}
+
+    def _plain(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._folded[name][start:stop] if name in self._folded else self._read(name, start, stop)
 
     def _block(self, held: str) -> int:
         codes = self._raw[held + CODES].shape.numpy()
@@ -93,6 +102,8 @@ class PortCheckpoint:
             bits, columns = self._bits[held]
             rows = self._raw[held + CODES].shape.numpy()[0]
             return StoredTensor(name, f"INT{bits}", (rows, columns), self.path, 0, 0, plain=False)
+        if name in self._folded:
+            return StoredTensor(name, "F32", self._folded[name].shape, self.path, 0, 0, plain=False)
         tensor = self._raw[name]
         shape = tensor.shape.numpy()
         plain = tensor.dtype == ir.DataType.FLOAT
