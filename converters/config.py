@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -154,7 +153,7 @@ def require_positive(name: str, value: Any, below: float = TOO_LARGE) -> None:
     """Refuse what is no positive, finite number. raises: CheckpointError"""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckpointError(f"config key {name!r} should be a number, got {short(value)}", where="config.json")
-    if math.isnan(value) or not 0 < value < below:
+    if not 0 < value < below:  # so is NaN
         raise CheckpointError(
             f"config key {name!r} should be positive and below {below}, got {short(value)}", where="config.json"
         )

@@ -90,6 +90,7 @@ def make(folder: Path, architecture: str, **changes: Any) -> Tiny:
     import torch
     import transformers
 
+    transformers.logging.set_verbosity_error()  # it warns of odd rope factors, which are meant here
     torch.set_num_threads(1)  # a second thread costs more than it brings at this size
     kind = getattr(transformers, architecture)
     model = kind(kind.config_class(**{**SIZES, **OWN[architecture], **changes})).to(torch.float32).eval()

@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 import numpy as np
 import pytest
 from porting.converters.checkpoints.open import open_checkpoint
-from tiny import BOUND, OWN, SHOWS, SIZES, Tiny, make, memory_checkpoint, program_of, run_chunks, token_ids
+from tiny import BOUND, OWN, SHOWS, SIZES, Tiny, make, memory_checkpoint, program_of, run_chunks, serialised, token_ids
 
 from porting.conversion import canonical_graph, convert
 from porting.errors import RuntimeFailed
@@ -76,6 +76,16 @@ def test_logits_match_transformers(case, form):
     for mode, chunks in MODES.items():
         got = run_chunks(session(case, form), ids[:1], chunks)
         np.testing.assert_allclose(got, reference(case, mode), rtol=0, atol=BOUND, err_msg=mode)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("architecture", [QWEN2, QWEN3])
+def test_layers_slide_from_max_window_layers_on_where_layer_types_are_not_listed(architecture, first, tmp_path):
+    """Configs from before layer_types mean what upstream writes today."""
+    new = memory_checkpoint(make(tmp_path, architecture, **SLIDING, max_window_layers=first))
+    expected = serialised(canonical_graph(new).graph)
+    assert new.config.pop("layer_types") == ["full_attention"] * first + ["sliding_attention"] * (2 - first)
+    assert serialised(canonical_graph(new).graph) == expected
 
 
 def _renamed(checkpoint, one, other):

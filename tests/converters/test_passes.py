@@ -281,6 +281,14 @@ def another_input(graph: Graph) -> None:
     node.replace_input_with(6, next(v for v in graph.model.graph.inputs if v.name == "past_length"))
 
 
+def a_past_of_its_own(graph: Graph) -> None:
+    node = node_of(graph, "Attention")
+    inputs = {v.name: v for v in graph.model.graph.inputs}
+    node.resize_inputs(6)
+    for index, kind in ((4, "key"), (5, "value")):
+        node.replace_input_with(index, inputs[f"cache.1.{kind}"])
+
+
 def key_split_otherwise(graph: Graph) -> None:
     node_of(graph, "TensorScatter").inputs[1].producer().attributes["perm"] = ir.AttrInt64s("perm", [0, 1, 2, 3])
 
@@ -299,6 +307,7 @@ ATTENTION_TO_LEAVE = {
     "causal by attribute": attribute("Attention", "is_causal", 1),
     "no scale": attribute("Attention", "scale", None),
     "another input": another_input,
+    "a past of its own": a_past_of_its_own,
     "read twice": read_twice,
     "merged in another order": merged_otherwise,
     "merged to another shape": shape_of(behind_attention, [1, -1, 96]),
@@ -361,6 +370,25 @@ def constant_node(graph: Graph) -> None:
 
 def another_operator(graph: Graph) -> None:
     node_of(graph, "MatMul").op_type = "Gemm"
+
+
+@pytest.mark.parametrize("precision", SCHEMES)
+def test_two_layers_of_one_weight_share_its_codes(precision):
+    graph = canonical()
+    first, second = (next(n for n in graph.model.graph if n.name == f"model.layers.{i}.mlp.up_proj/Transpose") for i in (0, 1))
+    second.replace_input_with(0, first.inputs[0])
+    before = outputs(canonical_graph(rounded_with_one_up_proj(precision)).graph)
+    after, changes = quantize_linear(graph, SCHEMES[precision])
+    assert changes == 15
+    codes = {node.inputs[1].name for node in after.model.graph if node.op_type == "MatMulNBits" and "up_proj" in node.name}
+    assert codes == {"model.layers.0.mlp.up_proj.weight.codes"}
+    np.testing.assert_allclose(outputs(with_exact_activations(after)), before, rtol=0, atol=REORDERED)
+
+
+def rounded_with_one_up_proj(precision: str) -> MemoryCheckpoint:
+    whole = rounded("mistral", precision)
+    whole.arrays["model.layers.1.mlp.up_proj.weight"] = whole.arrays["model.layers.0.mlp.up_proj.weight"]
+    return whole
 
 
 UNKNOWN_LINEARS = [transposed_otherwise, transposed_by_default, behind_identity, not_streamed, constant_node, another_operator]

@@ -79,29 +79,33 @@ def test_shapes_and_packing(precision):
     assert len(quantize_rows(weights(1, 1), scheme)[0]) == 1
 
 
-finite = st.floats(-(2.0**100), 2.0**100, width=32)
+def require_half_a_step(w: np.ndarray, precision: str) -> np.ndarray:
+    """Hold every restored weight against the step of its block; returns the scales."""
+    codes, scales, *points = quantize_rows(w, SCHEMES[precision])
+    assert np.isfinite(scales).all()
+    got = dequantize_rows(codes, scales, points[0] if points else None, w.shape[1], SCHEMES[precision].bits)
+    step = np.repeat(scales, 32, axis=1)[:, : w.shape[1]].astype(np.float64)
+    # a step is itself rounded to float32, and up to 127 of them are counted: half a step and 127 roundings of one
+    assert (np.abs(got.astype(np.float64) - w) <= step * (0.5 + 127 * 2.0**-23)).all()
+    assert (got[w == 0] == 0).all()
+    return scales
+
+
+finite = st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-(2.0**-123), 2.0**-123, width=32)
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), precision=st.sampled_from(sorted(SCHEMES)), n_in=st.integers(1, 70))
 def test_each_weight_is_off_by_half_a_step_at_most(data, precision, n_in):
-    values = data.draw(st.lists(finite | st.floats(-(2.0**-123), 2.0**-123, width=32), min_size=n_in, max_size=n_in))
-    w = np.array([values], np.float32)
-    codes, scales, *points = quantize_rows(w, SCHEMES[precision])
-    assert np.isfinite(scales).all()
-    got = dequantize_rows(codes, scales, points[0] if points else None, n_in, SCHEMES[precision].bits)
-    step = np.repeat(scales, 32, axis=1)[:, :n_in].astype(np.float64)
-    # a step is itself rounded to float32, and up to 127 of them are counted: half a step and 127 roundings of one
-    allowed = step * (0.5 + 127 * 2.0**-23)
-    assert (np.abs(got.astype(np.float64) - w) <= allowed).all()
-    assert (got[w == 0] == 0).all()
+    require_half_a_step(np.array([data.draw(st.lists(finite, min_size=n_in, max_size=n_in))], np.float32), precision)
 
 
 @pytest.mark.parametrize("precision", SCHEMES)
-def test_denormals_lose_less_than_the_smallest_normal_number(precision):
+def test_denormals_are_off_by_half_a_step_that_is_no_denormal(precision):
+    """A scale of one or two units of the smallest float would be off by a third, and miss its weights by many steps."""
     w = (weights(4, 64) * np.array([[1e-38], [1e-40], [1e-43], [3e-45]])).astype(np.float32)
     assert np.abs(w).max(axis=1).all()
-    assert np.abs(restored(w, precision) - w).max() < SMALLEST
+    assert require_half_a_step(w, precision).min() == SMALLEST == 2.0**-126
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -134,9 +134,10 @@ def test_both_spellings_give_the_same_graph(scaling):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_frequencies_match_transformers_for_any_parameters(data):
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, logging
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    logging.set_verbosity_error()
     kind = data.draw(st.sampled_from(["linear", "llama3", "yarn"]))
     positive = st.floats(0.25, 64, width=32)
     scaling = {"rope_type": kind, "rope_theta": data.draw(st.floats(10, 1e7)), "factor": data.draw(positive)}
