@@ -153,6 +153,14 @@ def test_a_manifest_that_is_none(port: Path, content: bytes) -> None:
     assert len(str(caught.value)) < 1000
 
 
+def test_a_key_that_is_there_twice(port: Path) -> None:
+    """Which of both a reader takes is its own choice."""
+    text = (port / "port.json").read_text()
+    (port / "port.json").write_text(text.replace("{", '{"kind": "other",', 1))
+    with pytest.raises(PortError, match="a key occurs twice"):
+        open_port(port)
+
+
 def test_a_manifest_that_is_too_large_is_not_read(port: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port_folder, "MAX_MANIFEST_BYTES", 100)
     with pytest.raises(PortError, match="larger than 100 bytes"):

@@ -137,6 +137,15 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         assert tree(tmp_path / f"one-{weights_}") == tree(tmp_path / f"two-{weights_}")
 
 
+def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may write less than it was given: 2 GB at most, or what fits before a signal."""
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: pwrite(fd, view[:1000], offset))
+    tensors = random_tensors(TENSORS)
+    convert_folder(write_folder(tmp_path / "source", tensors), tmp_path / "port", weights="copy")
+    require_equal(run(tmp_path / "port"), tensors)
+
+
 def test_a_port_holds_what_it_lists_and_nothing_else(tmp_path: Path) -> None:
     """No journal, no temporary file, no trial link."""
     source = write_folder(tmp_path / "source", random_tensors(TENSORS))

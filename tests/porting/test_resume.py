@@ -41,10 +41,14 @@ def source(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "source", random_tensors({"a": (300, 96), "b": (500,), "c": (400, 96), "d": ()}))
 
 
-def require_nothing_half(port: Path) -> bool:
-    """Neither the port nor what is being made of it loads, or it is whole. Returns whether the port is there."""
+def require_nothing_half(port: Path, running: bool = False) -> bool:
+    """Neither the port nor what is being made of it loads, or it is whole. Returns whether the port is there.
+
+    running: the child lives, and may rename its partial port between two looks at it
+    """
     there = False
-    for path in (port, port.with_name(f".{port.name}.partial"), port.with_name(f".{port.name}.replaced")):
+    hidden = [] if running else [port.with_name(f".{port.name}.partial"), port.with_name(f".{port.name}.replaced")]
+    for path in (port, *hidden):
         try:
             opened = open_port(path)
         except PortError:
@@ -158,7 +162,7 @@ def kill_at_random(tmp_path: Path, source: Path, kills: int, seed: int, **option
         deadline = time.perf_counter() + rng.uniform(0.05, 1.0) * seconds
         ended, status = 0, 0
         while not ended and time.perf_counter() < deadline:
-            require_nothing_half(port)
+            require_nothing_half(port, running=True)
             ended, status = os.waitpid(child, os.WNOHANG)
         if not ended:
             os.kill(child, signal.SIGKILL)
@@ -211,6 +215,33 @@ def test_a_resumed_run_does_not_repeat_what_is_on_the_disk(
     convert_folder(source, tmp_path / "port", weights="copy", resume=True)
     assert (point["stream"], point["row"]) > (0, 0)
     assert min(written) >= 300 * 96 * 4  # all of "a" was there
+
+
+def test_what_the_journal_says_is_on_the_disk_is_enough(tmp_path: Path) -> None:
+    """A power cut may lose all that came after the journal's point: here it is overwritten."""
+    sizes = {"a": (300, 96), "b": (512, 1), "c": (400, 96)}  # all of whole cache lines: no gaps between them
+    source = write_folder(tmp_path / "source", random_tensors(sizes))
+    convert_folder(source, tmp_path / "whole", weights="copy")
+    whole, points = tree(tmp_path / "whole"), set()
+    starts = [0, 300 * 96 * 4, 300 * 96 * 4 + 512 * 4]
+    for step in itertools.count(10, 2):
+        if not killed_at(step, lambda: convert_folder(source, tmp_path / "port", weights="copy")):
+            break
+        partial = tmp_path / ".port.partial"
+        journal = json.loads((partial / "journal.json").read_bytes()) if (partial / "journal.json").exists() else {"stream": 99}
+        point = journal["stream"], journal.get("row")
+        if point[0] < len(starts) and point not in points:
+            points.add(point)
+            done = starts[point[0]] + point[1] * [*sizes.values()][point[0]][1] * 4
+            file = partial / "weights/weights.bin"
+            file.write_bytes(file.read_bytes()[:done] + b"\xff" * (file.stat().st_size - done))
+            convert_folder(source, tmp_path / "port", weights="copy", resume=True)
+            assert tree(tmp_path / "port") == whole, point
+            shutil.rmtree(tmp_path / "port")
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(tmp_path / "port", ignore_errors=True)
+    assert len(points) > 3
 
 
 def test_resume_without_a_partial_port_starts(tmp_path: Path, source: Path) -> None:
