@@ -10,6 +10,7 @@ Refuses (leaves the node alone) when the mask is not marked as causal by its bui
 (B, S, H*D), when the merged form is not what follows, when attention has further inputs or attributes, when head_dim is no
 multiple of 8, or when the cache is no state that is written along axis 2 behind what is filled.
 onnxruntime's CPU kernel takes several new positions on top of a past for batch 1 only, and says so when asked for more.
+Bound: the same float32 products, summed in another order.
 """
 
 from __future__ import annotations

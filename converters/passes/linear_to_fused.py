@@ -4,6 +4,7 @@ Reads W as the checkpoint stores it, (out, in), so that the port can point at th
 transposition into private memory instead (713 MB for SmolLM2). Same speed as the pre-packed form for one position.
 
 Refuses when W is not an initializer of rank 2, or is transposed otherwise.
+Bound: the same float32 products, summed in another order.
 """
 
 from __future__ import annotations

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from porting.converters.accounting import CODES, SHOWN, Weights, same_values
-from tiny import OWN, MemoryCheckpoint, make, memory_checkpoint
+from tiny import OWN, MemoryCheckpoint, make, memory_checkpoint, scratch
 
 from porting.conversion import canonical_graph
 from porting.errors import CheckpointError
@@ -23,7 +21,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @cache
 def base(architecture: str = LLAMA) -> MemoryCheckpoint:
-    return memory_checkpoint(make(Path(mkdtemp()), architecture))
+    return memory_checkpoint(make(scratch(), architecture))
 
 
 def changed(add=None, remove=(), config=None, dtype="F32") -> MemoryCheckpoint:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 from porting.converters.checkpoints.open import open_checkpoint
-from tiny import BOUND, OWN, SHOWS, SIZES, Tiny, make, memory_checkpoint, program_of, run_chunks, serialised, token_ids
+from tiny import BOUND, OWN, SHOWS, SIZES, Tiny, make, memory_checkpoint, program_of, run_chunks, scratch, serialised, token_ids
 
 from porting.conversion import canonical_graph, convert
 from porting.errors import RuntimeFailed
@@ -47,7 +45,7 @@ FORMS = ("canonical", "fp32")
 @cache
 def tiny(case: str) -> Tiny:
     architecture, changes = CASES[case]
-    return make(Path(mkdtemp()), architecture, **changes)
+    return make(scratch(), architecture, **changes)
 
 
 @cache

@@ -6,8 +6,6 @@ import contextlib
 import math
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from porting.converters.architectures.decoder_parts import MOST_HEAD_DIM, MOST_LAYERS, WINDOW_KEYS
 from porting.converters.architectures.rope import CONFIG_KEYS as ROPE_KEYS
 from porting.converters.config import IGNORED, ONLY_WHEN, read_config
-from tiny import OWN, SIZES, MemoryCheckpoint, make, memory_checkpoint
+from tiny import OWN, SIZES, MemoryCheckpoint, make, memory_checkpoint, scratch
 
 from porting.conversion import canonical_graph
 from porting.errors import CheckpointError, PortingError, UnsupportedModel
@@ -315,7 +313,7 @@ def test_published_configs_ask_for_the_tensors_that_upstream_has(name):
 @cache
 def base(architecture: str) -> MemoryCheckpoint:
     """A tiny checkpoint that is taken as it is."""
-    checkpoint = memory_checkpoint(make(Path(mkdtemp()), architecture))
+    checkpoint = memory_checkpoint(make(scratch(), architecture))
     canonical_graph(checkpoint)
     return checkpoint
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +15,7 @@ from porting.converters.passes.linear_to_fused import linear_to_fused
 from porting.converters.passes.quantize_linear import SCHEMES, dequantize_rows, quantize_linear, quantize_rows
 from porting.converters.passes.rewriting import copied
 from porting.converters.passes.tables import ONNXRUNTIME, TABLES, lower
-from tiny import BOUND, MemoryCheckpoint, make, memory_checkpoint, program_of, run_chunks, serialised, token_ids
+from tiny import BOUND, MemoryCheckpoint, make, memory_checkpoint, program_of, run_chunks, scratch, serialised, token_ids
 
 from porting.conversion import canonical_graph, convert
 from porting.errors import UnsupportedModel, UsageError
@@ -41,7 +39,7 @@ REORDERED = BOUND  # attention_to_gqa and linear_to_fused sum the same float32 n
 @cache
 def checkpoint(model: str) -> MemoryCheckpoint:
     architecture, changes = MODELS[model]
-    return memory_checkpoint(make(Path(mkdtemp()), architecture, **changes))
+    return memory_checkpoint(make(scratch(), architecture, **changes))
 
 
 def canonical(model: str = "mistral") -> Graph:
@@ -329,7 +327,7 @@ def test_attention_is_left_alone(case):
 
 @pytest.mark.parametrize("head_dim", [6, 12])
 def test_attention_with_heads_that_onnxruntime_refuses_is_left_alone(head_dim):
-    whole = memory_checkpoint(make(Path(mkdtemp()), "LlamaForCausalLM", head_dim=head_dim))
+    whole = memory_checkpoint(make(scratch(), "LlamaForCausalLM", head_dim=head_dim))
     assert attention_to_gqa(canonical_graph(whole).graph)[1] == 0
 
 

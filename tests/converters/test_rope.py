@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from porting.converters.architectures.rope import inverse_frequencies, read_rope
 from porting.converters.checkpoints.open import open_checkpoint
-from tiny import BOUND, OWN, SHOWS, Tiny, make, memory_checkpoint, program_of, run_chunks, serialised, token_ids
+from tiny import BOUND, OWN, SHOWS, Tiny, make, memory_checkpoint, program_of, run_chunks, scratch, serialised, token_ids
 
 from porting.conversion import canonical_graph, convert
 from porting.errors import CheckpointError, PortingError, UnsupportedModel
@@ -55,7 +53,7 @@ BASIC = ("default", "linear", "dynamic", "llama3", "yarn")
 def tiny(architecture: str, scaling: str) -> Tiny:
     parameters = {"rope_theta": 10000.0, **SCALINGS[scaling]}
     changes = {"head_dim": HEAD_DIM, "max_position_embeddings": MAX_POSITIONS, "rope_parameters": parameters}
-    return make(Path(mkdtemp()), architecture, **changes)
+    return make(scratch(), architecture, **changes)
 
 
 @cache
