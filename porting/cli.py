@@ -5,16 +5,25 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
-import os
 import sys
 import traceback
+from contextlib import suppress
 
 import click
 
 import porting
-from porting.errors import EXIT_BUG, EXIT_CODES_HELP, EXIT_INTERRUPTED, EXIT_OUT_OF_RESOURCES, PortingError
+from porting.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_BUG,
+    EXIT_CODES_HELP,
+    EXIT_INTERRUPTED,
+    EXIT_OUT_OF_RESOURCES,
+    PortingError,
+)
 
 COMMANDS = {  # in the order of the work; the line is what `porting --help` shows
     "inspect": "What is in a checkpoint: architecture, parameters, dtypes, bytes, what fits where.",
@@ -27,6 +36,17 @@ COMMANDS = {  # in the order of the work; the line is what `porting --help` show
     "generate": "Continue a prompt with a language-model port.",
     "bench": "Measure latency and tokens per second, A/B in one run.",
     "doctor": "What can run here, and what to type for what is missing.",
+}
+
+SHOWN = 4000  # characters of a part of an error: twenty long tensor names; the JSON keeps it whole
+SYSTEM_SAID_NO = {  # what no command has caught, and is still not our bug
+    errno.ENOSPC: (EXIT_OUT_OF_RESOURCES, "the disk is full"),
+    errno.EDQUOT: (EXIT_OUT_OF_RESOURCES, "the disk is full"),
+    errno.ENOMEM: (EXIT_OUT_OF_RESOURCES, "out of memory"),
+    errno.EMFILE: (EXIT_OUT_OF_RESOURCES, "out of file handles"),
+    errno.EACCES: (EXIT_BAD_INPUT, "no permission"),
+    errno.EPERM: (EXIT_BAD_INPUT, "no permission"),
+    errno.EROFS: (EXIT_BAD_INPUT, "no permission"),
 }
 
 
@@ -56,7 +76,10 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    cls=LazyGroup, epilog=EXIT_CODES_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=LazyGroup,
+    no_args_is_help=False,
+    epilog=EXIT_CODES_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(porting.__version__, prog_name="porting")
 def porting_command() -> None:
@@ -66,11 +89,13 @@ def porting_command() -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if args is None else args
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to fail
     sys.exit(_exit_code(arguments))
 
 
 def _exit_code(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
+    as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
     try:
         code = porting_command.main(arguments, prog_name="porting", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -85,10 +110,10 @@ def _exit_code(arguments: list[str]) -> int:
         return _report(EXIT_INTERRUPTED, "interrupted", "", "", as_json)
     except MemoryError:
         return _report(EXIT_OUT_OF_RESOURCES, "out of memory", "", "`porting plan` forecasts what is needed", as_json)
-    except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in SYSTEM_SAID_NO:
+            code, what = SYSTEM_SAID_NO[error.errno]
+            return _report(code, f"{what}: {error.strerror}", str(error.filename or ""), "", as_json)
         traceback.print_exc()
         return _report(
             EXIT_BUG, "this is a bug in porting, not in your input", "", "report it with the traceback above", as_json
@@ -100,9 +125,11 @@ def _report(code: int, what: str, where: str, next_step: str, as_json: bool) -> 
 
     if as_json:
         error = {"exit_code": code, "what": what, "where": where, "next": next_step}
-        print(json.dumps({"schema": "porting.error/1", "verdict": "error", "error": error}))
-    lines = [f"error: {printable(what)}"]
-    lines += [f"  where: {printable(where)}"] if where else []
-    lines += [f"  next:  {printable(next_step)}"] if next_step else []
-    print("\n".join(lines), file=sys.stderr)
+        with suppress(OSError):  # it is on stderr too
+            print(json.dumps({"schema": "porting.error/1", "verdict": "error", "error": error}), flush=True)
+    lines = [f"error: {printable(what, SHOWN)}"]
+    lines += [f"  where: {printable(where, SHOWN)}"] if where else []
+    lines += [f"  next:  {printable(next_step, SHOWN)}"] if next_step else []
+    with suppress(OSError):
+        print("\n".join(lines), file=sys.stderr, flush=True)
     return code

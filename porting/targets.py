@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def find_target(name: str) -> Target:
         notes.append(f"'ascend' stands for {DEFAULT_ASCEND}")
     spelled = {k.lower(): k for k in _table()}.get(name.lower())
     if spelled is None:
-        raise UsageError(f"unknown target {name!r}", where="--target", next=nearest(name, list(_table())))
+        raise UsageError(f"unknown target {name!r}", where="--target", next=_known(name))
     if spelled == "Ascend910B":
         notes.append(
             "Ascend910B without a digit is the first-generation 910, which has no bf16; the A2 chips are Ascend910B1 to B4"
@@ -53,6 +54,15 @@ def find_target(name: str) -> Target:
     row = _table()[spelled]
     memory = None if row["memory_gib"] is None else int(row["memory_gib"] * 2**30)
     return Target(spelled, row["kind"], memory, tuple(row.get("precisions", ())), tuple(notes))
+
+
+def _known(name: str) -> str:
+    """The nearest target, in any case, and the kinds that there are: the table itself is too long for a line."""
+    spelled = {t.lower(): t for t in ("ascend", *_table())}
+    close = difflib.get_close_matches(name.lower(), list(spelled), n=1)
+    meant = f"did you mean {spelled[close[0]]!r}? " if close else ""
+    socs = len(spelled) - 3
+    return f"{meant}known: cpu, cuda, ascend, and {socs} Ascend SoCs, such as Ascend310P3, Ascend910B3, Ascend950PR_9599"
 
 
 def resolve_precision(target: Target, precision: str | None, stored: set[str]) -> str:
@@ -77,8 +87,9 @@ def resolve_precision(target: Target, precision: str | None, stored: set[str]) -
             next="`porting plan` and `porting inspect` know the target",
         )
     if wanted not in target.precisions:
-        known = ", ".join(target.precisions)
-        raise UsageError(f"target {target.name} is not written in {wanted!r}", where="--precision", next=f"known: {known}")
+        raise UsageError(
+            f"target {target.name} is not written in {wanted!r}", where="--precision", next=nearest(wanted, target.precisions)
+        )
     return wanted
 
 

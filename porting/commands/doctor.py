@@ -9,7 +9,8 @@ from . import options
 
 @click.command()
 @options.as_json
-def command(as_json: bool) -> int:
+@options.quiet
+def command(as_json: bool, quiet: bool) -> int:
     """What can run here: versions, devices, memory, and for everything missing the command to type. Exits 1 when it finds a problem."""
     from porting.doctor import doctor, doctor_text
 

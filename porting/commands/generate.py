@@ -51,8 +51,8 @@ def command(
     from porting.generation import generate
 
     def show(text: str) -> None:
-        sys.stdout.write(terminal_safe(text))
-        sys.stdout.flush()
+        if not options.write_stdout(terminal_safe(text)):
+            raise click.exceptions.Exit(0)  # the reader has gone: nobody asks for the rest
 
     result = generate(
         port,
@@ -71,7 +71,7 @@ def command(
     if as_json:
         options.emit({"schema": "porting.generate/1", **dataclasses.asdict(result)}, True, "")
     else:
-        print()
+        options.write_out("")
     if not quiet:
         rate = f"{result.tokens_per_second:.1f} tokens/s" if len(result.token_ids) > 1 else "one token"
         print(f"[{len(result.token_ids)} tokens, {result.finish_reason}, {rate}]", file=sys.stderr)

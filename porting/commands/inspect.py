@@ -12,7 +12,8 @@ from . import options
 @click.command()
 @click.argument("source")
 @options.as_json
-def command(source: str, as_json: bool) -> int:
+@options.quiet
+def command(source: str, as_json: bool, quiet: bool) -> int:
     """What is in SOURCE (a Hugging Face folder or a GGUF file): architecture, parameters, dtypes, bytes, and what fits where.
 
     Reads headers only. Exits 2 when the checkpoint is damaged; a model that is readable and not covered is said, not refused.

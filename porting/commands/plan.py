@@ -13,7 +13,8 @@ from . import options
 @options.precision
 @options.weights
 @options.as_json
-def command(source: str, target: str, precision: str | None, weights: str, as_json: bool) -> int:
+@options.quiet
+def command(source: str, target: str, precision: str | None, weights: str, as_json: bool, quiet: bool) -> int:
     """Forecast the conversion of SOURCE from its headers alone: peak memory, disk, time, and a lower bound of cards.
 
     Refuses what `convert` would refuse. The figures are forecasts; the time is for two cores and a warm page cache.

@@ -44,6 +44,7 @@ def command(
 
     The port is kept whatever the verdict, and carries it in evidence/.
     """
+    options.require_junit(junit)
     from porting.pipeline import port
 
     verdict = port(

@@ -16,7 +16,8 @@ from . import options
 @options.device
 @options.force
 @options.as_json
-def command(port: Path, input_path: Path, output: Path, device: str, force: bool, as_json: bool) -> int:
+@options.quiet
+def command(port: Path, input_path: Path, output: Path, device: str, force: bool, as_json: bool, quiet: bool) -> int:
     """Run PORT once on the arrays of an .npz file and write its outputs to another.
 
     A model with state starts from an empty one.

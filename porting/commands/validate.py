@@ -40,7 +40,10 @@ def command(
 ) -> int:
     """Compare PORT with a reference on a device: fidelity (does it compute what its precision should?) and quality (what does that
     precision cost against fp32?). The first says whether the port is right, the second whether it is good; neither stands for the other.
+
+    Nothing is written but --junit: the evidence inside a port is what `porting port` left there.
     """
+    options.require_junit(junit)
     from porting.validation import validate
 
     verdict = validate(port, against, device, inputs=inputs, require_level=require_level, progress=options.progress(quiet))
