@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from porting.port_folder import WEIGHTS
 from porting.types import Graph
 from porting.weights import Stream, dtype_of, nbytes_of, stream_of
 
+LINK_SHARE = 0.5  # of a file; below it, moving or archiving the port would carry more dead weight than the link saves
 ALIGNMENT = 64  # bytes; a cache line, what the runtimes' kernels like to load from
 WEIGHTS_FILE = f"{WEIGHTS}/weights.bin"
 NO_LINK = {
@@ -69,9 +71,13 @@ def lay_out(graph: Graph, folder: Path, weights: str) -> Layout:
     links: dict[Path, str] = {}
     not_linked: dict[str, str] = {}
     if weights == "link":
-        for file in dict.fromkeys(s.stored.file for s in streams if s.stored is not None):
+        used: Counter[Path] = Counter()
+        for stream in streams:
+            if stream.stored is not None:
+                used[stream.stored.file] += stream.stored.nbytes
+        for file, nbytes in used.items():
             name = _link_name(file, set(links.values()))
-            reason = _link(file, folder / name)
+            reason = not_worth_linking(file, nbytes) or _link(file, folder / name)
             if reason:
                 not_linked[file.name] = reason
             else:
@@ -86,6 +92,14 @@ def lay_out(graph: Graph, folder: Path, weights: str) -> Layout:
                 end = offsets[-1] + nbytes_of(spec)
             written.append((stream, tuple(offsets)))
     return Layout(links, linked, written, end, not_linked)
+
+
+def not_worth_linking(file: Path, used_bytes: int) -> str:
+    """Why a file should not become part of the port for the bytes that it would use: "" when it should."""
+    size = file.stat().st_size
+    if used_bytes >= LINK_SHARE * size:
+        return ""
+    return f"only {used_bytes:,} of its {size:,} bytes are used as they are; those were copied"
 
 
 def _link_name(file: Path, taken: set[str]) -> str:

@@ -50,6 +50,7 @@ def write_port(
     """
     if weights not in ("link", "copy"):
         raise UsageError(f"unknown way to keep weights: {weights!r}", where="--weights", next="known: link, copy")
+    _require_side_names(source)
     destination = Path(os.path.abspath(destination))
     require_free(destination, force)
     with os_errors(destination):
@@ -89,6 +90,14 @@ def require_free(destination: Path, force: bool) -> None:
             raise UsageError(
                 f"--force replaces ports only, and this is none: {destination}", where="-o", next="remove it yourself"
             )
+
+
+def _require_side_names(source: Source) -> None:
+    """raises: PortError for a file carried over whose name leaves the port or is the writer's own"""
+    for name in source.side:
+        require_inside(name, source.format)
+        if "/" in name or name in (MANIFEST, MODEL, WEIGHTS):
+            raise PortError(f"a file carried over may not be called {name!r}", where=source.format)
 
 
 def _fingerprint(model: bytes, watched: WatchedFiles, weights: str) -> str:
@@ -149,10 +158,6 @@ def _pwrite(fd: int, array: np.ndarray, offset: int) -> None:
 
 def _write_small(folder: Path, model: bytes, source: Source) -> list[str]:
     """model.onnx and the files carried over; returns their names."""
-    for name in source.side:
-        require_inside(name, source.format)
-        if "/" in name or name in (MANIFEST, MODEL, WEIGHTS):
-            raise PortError(f"a file carried over may not be called {name!r}", where=source.format)
     for name, content in {MODEL: model, **source.side}.items():
         write_synced(folder / name, content)
     return [MODEL, *source.side]

@@ -24,7 +24,7 @@ from tests.small_ports import convert_folder, random_tensors, write_folder
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A port with linked and written weights."""
     folder = tmp_path_factory.mktemp("made")
-    source = write_folder(folder / "source", random_tensors({"matrix": (64, 64), "vector": (64,)}))
+    source = write_folder(folder / "source", random_tensors({"matrix": (64, 64), "vector": (8192,)}))
     convert_folder(source, folder / "port", quantize=True)
     return folder / "port"
 

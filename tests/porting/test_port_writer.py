@@ -90,9 +90,18 @@ def test_copied_weights_are_never_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_a_stored_dtype_that_the_graph_does_not_take_is_written(tmp_path: Path, dtype: type) -> None:
     tensors = random_tensors({"a": (200, 64), "b": (64,)}, dtype)
-    tensors["c"] = random_tensors({"c": (64, 4)})["c"]  # beside them, stored as the graph takes it
+    tensors["c"] = random_tensors({"c": (400, 64)})["c"]  # most of the file, stored as the graph takes it
     port = convert_folder(write_folder(tmp_path / "source", tensors), tmp_path / "port")
     assert port.manifest["weights"]["linked_bytes"] == tensors["c"].nbytes
+    require_equal(run(tmp_path / "port"), {name: a.astype(np.float32) for name, a in tensors.items()})
+
+
+def test_a_file_of_which_little_would_be_used_is_copied_from_not_linked(tmp_path: Path) -> None:
+    tensors = random_tensors({"a": (200, 64)}, np.float16) | random_tensors({"c": (64, 4)})
+    kept = convert_folder(write_folder(tmp_path / "source", tensors), tmp_path / "port").manifest["weights"]
+    assert kept["linked_bytes"] == 0
+    assert "only 1,024 of its" in kept["not_linked"]["model.safetensors"]
+    assert not (tmp_path / "port" / "weights" / "model.safetensors").exists()
     require_equal(run(tmp_path / "port"), {name: a.astype(np.float32) for name, a in tensors.items()})
 
 
