@@ -94,8 +94,9 @@ def convert(
     checkpoint = open_checkpoint(source)
     canonical = canonical_graph(checkpoint)
     chosen = resolve_precision(wanted, precision, {t.dtype for t in checkpoint.tensors.values()})
+    side = dict(checkpoint.side_files())
     if max_ram is not None:
-        require_ram(canonical, chosen, max_ram)
+        require_ram(canonical, chosen, max_ram, sum(map(len, side.values())))
     graph, applied = lower(canonical.graph, wanted.kind, chosen, stop_after)
     manifest = {
         "kind": KIND,
@@ -107,15 +108,15 @@ def convert(
         "passes": applied,
         "min_runtime": MIN_RUNTIME,
     }
-    files = Source(checkpoint.format, tuple(checkpoint.files), dict(checkpoint.side_files()))
+    files = Source(checkpoint.format, tuple(checkpoint.files), side)
     return write_port(graph, destination, manifest, files, weights=weights, force=force, resume=resume, progress=progress)
 
 
-def require_ram(canonical: Canonical, precision: str, limit: int) -> None:
+def require_ram(canonical: Canonical, precision: str, limit: int, side_bytes: int) -> None:
     """Refuse a conversion whose forecast is above `limit` bytes. raises: OutOfResources"""
     from porting.forecast import forecast_ram
 
-    needed = forecast_ram(canonical.checkpoint, precision)
+    needed = forecast_ram(canonical.checkpoint, precision, side_bytes)
     if needed > limit:
         raise OutOfResources(
             f"the conversion is forecast to need {needed / 2**20:.0f} MiB of memory, {limit / 2**20:.0f} MiB are allowed",

@@ -1,23 +1,36 @@
-"""A forecast from headers alone: memory, disk, time, and a lower bound of cards. Nothing is read but headers, nothing is written."""
+"""A forecast from headers alone: memory, disk, time, and a lower bound of cards. No weight is read, nothing is written."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from porting.conversion import canonical_graph
-from porting.targets import find_target
-from porting.types import Checkpoint
-from porting.weights import STRIPE_BYTES
+from porting.errors import UsageError, nearest
+from porting.port_layout import Layout, not_worth_linking, serialised
+from porting.targets import find_target, stored_precision
+from porting.types import Checkpoint, Graph
+from porting.weights import STRIPE_BYTES, nbytes_of, stream_of
 
 SCHEMA = "porting.plan/1"
 PRECISION_NAMES = ("fp32", "fp16", "int8", "int4")
 
-# Measured on two cores of a Sapphire Rapids server with the page cache warm (benchmarks/convert_speed.py); a forecast, not a promise.
-BASE_RSS = 170 << 20  # bytes: the interpreter, numpy and onnx-ir
-STRIPE_COPIES = {"fp32": 3, "int8": 20, "int4": 40}  # stripes of output alive at once: float rows are 4 and 8 times their codes
-BYTES_PER_SECOND = {"fp32": 800e6, "int8": 90e6, "int4": 80e6}  # of fp32 weights read, checked, rounded and written
+# Resident memory, measured by tests/porting/test_plan_inspect.py's way on SmolLM2 (VmHWM of a conversion, Python 3.11): the
+# interpreter with numpy, onnx-ir and tokenizers; the graph, per tensor; the side files, as they are read and made; and stripes of
+# output that are alive at once, together with the float rows that codes are made from, 4 and 8 times their size.
+BASE_RSS = 88 << 20
+TENSOR_RSS = 12 << 10
+FORMAT_RSS = {"gguf": 14 << 20}  # the gguf package and the table of tokens
+SIDE_COPIES = {"gguf": 18}  # of the side files' bytes; a GGUF file's tokenizer is made from the table
+SIDE_COPIES_READ = 4
+STRIPE_COPIES = {"fp32": 3.5, "int8": 14.2, "int4": 24.0}
+
+# Two cores of a Sapphire Rapids server, page cache warm (benchmarks/convert_speed.py); a forecast, not a promise.
+BASE_SECONDS = 1.0
+LINKED_PER_SECOND = 1.2e9  # bytes that stay in the source: read, checked, hashed
+WRITTEN_PER_SECOND = {"fp32": 300e6, "int8": 350e6, "int4": 280e6}  # bytes of fp32 weights: read, checked, rounded, written
 
 _FLOAT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 _BLOCK = 32
@@ -44,9 +57,17 @@ def weight_bytes(checkpoint: Checkpoint, precision: str) -> int:
     return int(total)
 
 
-def forecast_ram(checkpoint: Checkpoint, precision: str) -> int:
-    """Peak resident bytes of the conversion: fixed, whatever the size of the model, but for its table of names."""
-    return BASE_RSS + STRIPE_COPIES.get(precision, 3) * STRIPE_BYTES + 2048 * len(checkpoint.tensors)
+def forecast_ram(checkpoint: Checkpoint, precision: str, side_bytes: int) -> int:
+    """Peak resident bytes of the conversion: fixed, whatever the size of the model, but for its table of names and its tokenizer."""
+    largest = max((4 * math.prod(t.shape) for t in checkpoint.tensors.values()), default=0)
+    per_stripe = min(STRIPE_BYTES, largest)
+    return int(
+        BASE_RSS
+        + FORMAT_RSS.get(checkpoint.format, 0)
+        + TENSOR_RSS * len(checkpoint.tensors)
+        + SIDE_COPIES.get(checkpoint.format, SIDE_COPIES_READ) * side_bytes
+        + STRIPE_COPIES.get(precision, STRIPE_COPIES["fp32"]) * per_stripe
+    )
 
 
 def plan(source: str | Path, target: str = "cpu", precision: str | None = None, *, weights: str = "link") -> dict[str, Any]:
@@ -57,23 +78,28 @@ def plan(source: str | Path, target: str = "cpu", precision: str | None = None, 
     raises:  as `convert` does for a checkpoint that it would refuse
     """
     from porting.converters.checkpoints.open import open_checkpoint
+    from porting.converters.passes.tables import lower
 
     wanted = find_target(target)
     checkpoint = open_checkpoint(source)
-    canonical_graph(checkpoint)
+    graph = canonical_graph(checkpoint).graph
     notes = list(wanted.notes)
-    chosen = precision or "fp32"
+    chosen = stored_precision({t.dtype for t in checkpoint.tensors.values()}) if precision == "source" else precision or "fp32"
     if chosen not in PRECISION_NAMES:
-        from porting.errors import UsageError, nearest
-
         raise UsageError(f"no forecast for precision {chosen!r}", where="--precision", next=nearest(chosen, PRECISION_NAMES))
-    if chosen not in wanted.precisions:
-        notes.append(f"{wanted.name} is not written in {chosen} by this version: the figures are those of the weights alone")
+    if weights not in ("link", "copy"):
+        raise UsageError(f"unknown way to keep weights: {weights!r}", where="--weights", next="known: link, copy")
     size = weight_bytes(checkpoint, chosen)
-    linked = sum(t.nbytes for t in checkpoint.tensors.values() if chosen == "fp32" and t.plain and t.dtype == "F32")
-    if weights == "copy":
-        linked = 0
-    read = sum(math.prod(t.shape) * 4 for t in checkpoint.tensors.values())
+    side_bytes = sum(map(len, checkpoint.side_files().values()))
+    if chosen in wanted.precisions:
+        target_graph, _ = lower(graph, wanted.kind, chosen)
+        layout = _layout(target_graph, weights)
+        linked, written = layout.linked_bytes, layout.size + len(serialised(target_graph, layout)) + side_bytes
+        if layout.links:
+            notes.append("linked bytes need a port on the source's file system; elsewhere they are copied")
+    else:
+        notes.append(f"{wanted.name} is not written in {chosen} by this version: the figures are those of the weights alone")
+        linked, written = 0, size + side_bytes
     return {
         "schema": SCHEMA,
         "source": Path(source).name,
@@ -81,10 +107,35 @@ def plan(source: str | Path, target: str = "cpu", precision: str | None = None, 
         "precision": chosen,
         "weights_bytes": size,
         "linked_bytes": linked,
-        "written_bytes": size - linked,
-        "peak_ram_bytes": forecast_ram(checkpoint, chosen),
-        "seconds": round(1.0 + read / BYTES_PER_SECOND.get(chosen, 400e6), 1),
+        "written_bytes": written,
+        "peak_ram_bytes": forecast_ram(checkpoint, chosen, side_bytes),
+        "seconds": _seconds(checkpoint, chosen, linked),
         "cards_at_least": None if wanted.memory is None else max(1, math.ceil(size / wanted.memory)),
         "device_memory_bytes": wanted.memory,
         "notes": notes,
     }
+
+
+def _layout(graph: Graph, weights: str) -> Layout:
+    """Where `convert` would put every weight, all links being possible."""
+    streams = {id(s): s for value in graph.model.graph.initializers.values() if (s := _stream(value.const_value)) is not None}
+    used = Counter[Path]()
+    for s in streams.values():
+        if s.stored is not None and weights == "link":
+            used[s.stored.file] += s.stored.nbytes
+    links = {file: file.name for file, nbytes in used.items() if not not_worth_linking(file, nbytes)}
+    linked = [s for s in streams.values() if s.stored is not None and s.stored.file in links]
+    rest = [s for s in streams.values() if s.stored is None or s.stored.file not in links]
+    size = sum(nbytes_of(spec) for stream in rest for spec in stream.outputs)
+    return Layout(links, linked, [(stream, (0,) * len(stream.outputs)) for stream in rest], size, {})
+
+
+def _stream(tensor: Any) -> Any:
+    found = stream_of(tensor)
+    return found[0] if found else None
+
+
+def _seconds(checkpoint: Checkpoint, precision: str, linked: int) -> float:
+    parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    rate = WRITTEN_PER_SECOND.get(precision, WRITTEN_PER_SECOND["fp32"])
+    return round(BASE_SECONDS + linked / LINKED_PER_SECOND + max(0, 4 * parameters - linked) / rate, 1)

@@ -71,15 +71,7 @@ def resolve_precision(target: Target, precision: str | None, stored: set[str]) -
     stored: dtypes of the checkpoint's tensors
     raises: UsageError when the target does not take it
     """
-    wanted = precision or "fp32"
-    if wanted == "source":
-        own = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-        kinds = {own.get(d, d) for d in stored}
-        if len(kinds) != 1:
-            raise UsageError(
-                f"the checkpoint mixes {', '.join(sorted(kinds))}: `source` names no single precision", where="--precision"
-            )
-        wanted = kinds.pop()
+    wanted = stored_precision(stored) if precision == "source" else precision or "fp32"
     if not target.precisions:
         raise UsageError(
             f"converting for {target.name} is not possible yet: only cpu and cuda graphs are written by this version",
@@ -91,6 +83,18 @@ def resolve_precision(target: Target, precision: str | None, stored: set[str]) -
             f"target {target.name} is not written in {wanted!r}", where="--precision", next=nearest(wanted, target.precisions)
         )
     return wanted
+
+
+def stored_precision(stored: set[str]) -> str:
+    """The one precision that a checkpoint's dtypes amount to. raises: UsageError for a mixture"""
+    kinds = {{"F32": "fp32", "F16": "fp16", "BF16": "bf16"}.get(d, d) for d in stored}
+    if len(kinds) != 1:
+        raise UsageError(
+            f"the checkpoint mixes {', '.join(sorted(kinds))}: `source` names no single precision",
+            where="--precision",
+            next="name one: fp32, int8, int4",
+        )
+    return kinds.pop()
 
 
 def all_targets() -> list[Target]:
