@@ -30,7 +30,6 @@ from porting.backends.onnxruntime import (
     require_version,
 )
 from porting.backends.onnxruntime_kernels import missing_kernels
-
 from porting.devices import choice_option, count_option, require_index, require_known_options
 from porting.errors import DeviceUnavailable, PortingError, RuntimeFailed
 from porting.types import Availability, Program, Unsupported

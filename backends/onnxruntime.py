@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from porting.backends.onnx_program import ELEMENT_TYPES, read_model, subgraphs
 
+from porting.backends.onnx_program import ELEMENT_TYPES, read_model, subgraphs
 from porting.distributions import runtime_owners
 from porting.dtypes import dtype_of
 from porting.errors import DeviceUnavailable, InputError, OutOfResources, PortingError, RuntimeFailed

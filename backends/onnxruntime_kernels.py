@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-from porting.backends.onnx_program import node_label, read_model, subgraphs
 
+from porting.backends.onnx_program import node_label, read_model, subgraphs
 from porting.types import Program, Unsupported
 
 # what onnxruntime says when there is no kernel; any other refusal of a node on its own may be due to what it lacks there

@@ -73,7 +73,9 @@ def main() -> int:
             ratio = long / short
             verdict = ("PASS" if ratio <= BAR else "FAIL") if precision == "fp32" else "-"
             failed |= verdict == "FAIL"
-            print(f"{precision}: {short:.1f} ms at {SHORT}, {long:.1f} ms at {LONG}: {ratio:.2f}x (bar for fp32 {BAR}x) {verdict}")
+            print(
+                f"{precision}: {short:.1f} ms at {SHORT}, {long:.1f} ms at {LONG}: {ratio:.2f}x (bar for fp32 {BAR}x) {verdict}"
+            )
     return int(failed)
 
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import onnxruntime
-from porting.backends.onnx_program import program_from_onnx
 
+from porting.backends.onnx_program import program_from_onnx
 from porting.session import open_session
 
 TINY_BAR_US = 10.0

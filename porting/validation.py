@@ -55,6 +55,7 @@ def validate(
     """
     opened = open_port(port)
     require_evidence(device, require_level)
+    opened.verify()  # the verdict names the port by the hash of port.json: its files must be those that are listed there
     reference = reference_for(opened, against, device, inputs)
     source = reference.checkpoint if isinstance(reference, UpstreamReference) else None
     return judge(opened, reference, device, source=source, progress=progress)

@@ -51,8 +51,9 @@ def smollm2_folder() -> Path:
 
 
 def _write_folder(gguf: Path, folder: Path) -> None:
-    from porting.converters.checkpoints.gguf import GgufCheckpoint
     from safetensors.numpy import save_file
+
+    from porting.converters.checkpoints.gguf import GgufCheckpoint
 
     checkpoint = GgufCheckpoint(gguf)
     folder.mkdir()

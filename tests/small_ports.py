@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+
 from porting.converters.checkpoints.folder import FolderCheckpoint
 from porting.converters.passes.quantize_linear import INT4, quantized_stream
-
 from porting.port_folder import Port
 from porting.port_writer import Source, write_port
 from porting.types import Graph

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from porting.backends.onnx_program import node_label, read_model
 
+from porting.backends.onnx_program import node_label, read_model
 from porting.devices import count_option, require_index, require_known_options
 from porting.errors import DeviceUnavailable, InputError, OutOfResources, RuntimeFailed
 from porting.host import available_cores

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
-from porting.backends.onnx_program import program_from_onnx
 
+from porting.backends.onnx_program import program_from_onnx
 from porting.errors import DeviceUnavailable, InputError, PortingError, UsageError
 from porting.session import open_session
 from porting.types import Program

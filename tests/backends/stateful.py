@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import pytest
-from porting.backends.onnx_program import program_from_onnx
 
+from porting.backends.onnx_program import program_from_onnx
 from porting.errors import InputError, UsageError
 from porting.session import CAPACITY_STEP, open_session
 from porting.types import Program, StatePair, StateSpec

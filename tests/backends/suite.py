@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from porting.backends.onnx_program import program_from_onnx
 
+from porting.backends.onnx_program import program_from_onnx
 from porting.session import open_session
 from porting.types import Program, StateSpec
 from tests.backends.contract import CHECKS

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
+from porting import host
 from porting.backends import onnxruntime as shared
 from porting.backends.cpu import CpuBackend
 from porting.backends.onnx_program import program_from_onnx, read_model
 from porting.backends.onnxruntime import pairs_in_place, release, translated
-
-from porting import host
 from porting.errors import DeviceUnavailable, InputError, OutOfResources, RuntimeFailed, UsageError
 from porting.session import open_session
 from porting.types import Program, StatePair

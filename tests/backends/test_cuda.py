@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from porting.backends import cuda
 from porting.backends.cuda import PROVIDER, CudaBackend, device_count
-
 from porting.errors import DeviceUnavailable, OutOfResources, RuntimeFailed, UsageError
 from porting.session import open_session
 from tests.backends.contract import program

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from porting.backends import cpu, cuda
 
 PAGE = (Path(__file__).parents[2] / "docs" / "backends.md").read_text(encoding="utf-8")

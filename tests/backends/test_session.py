@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from porting.backends.null import NullSession
 
+from porting.backends.null import NullSession
 from porting.devices import Device, parse_device
 from porting.errors import DeviceUnavailable, InputError, UsageError
 from porting.session import Session, open_session
@@ -162,7 +162,6 @@ def test_a_fallback_is_a_request_of_its_own() -> None:
 
 def test_both_of_two_devices_missing_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
     from porting.backends.cpu import CpuBackend
-
     from porting.types import Availability
 
     monkeypatch.setattr(CpuBackend, "probe", lambda self: Availability(False, "out to lunch", "wait"))

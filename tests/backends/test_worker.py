@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from porting.backends.null import NullSession
 
+from porting.backends.null import NullSession
 from porting.errors import InputError, RuntimeFailed, UsageError
 from porting.session import Session, open_session
 from porting.worker import Arena, WorkerSession, _Child

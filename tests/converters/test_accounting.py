@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from porting.converters.accounting import CODES, SHOWN, Weights, same_values
 from tiny import OWN, MemoryCheckpoint, make, memory_checkpoint, scratch
 
 from porting.conversion import canonical_graph
+from porting.converters.accounting import CODES, SHOWN, Weights, same_values
 from porting.errors import CheckpointError
 
 LLAMA = "LlamaForCausalLM"

@@ -6,10 +6,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from porting.converters.checkpoints.open import open_checkpoint
 from tiny import BOUND, OWN, SHOWS, SIZES, Tiny, make, memory_checkpoint, program_of, run_chunks, scratch, serialised, token_ids
 
 from porting.conversion import canonical_graph, convert
+from porting.converters.checkpoints.open import open_checkpoint
 from porting.errors import RuntimeFailed
 from porting.session import Session, load, open_session
 

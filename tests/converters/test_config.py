@@ -10,12 +10,12 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from porting.converters.architectures.decoder_parts import MOST_HEAD_DIM, MOST_LAYERS, WINDOW_KEYS
-from porting.converters.architectures.rope import CONFIG_KEYS as ROPE_KEYS
-from porting.converters.config import IGNORED, ONLY_WHEN, read_config
 from tiny import OWN, SIZES, MemoryCheckpoint, make, memory_checkpoint, scratch
 
 from porting.conversion import canonical_graph
+from porting.converters.architectures.decoder_parts import MOST_HEAD_DIM, MOST_LAYERS, WINDOW_KEYS
+from porting.converters.architectures.rope import CONFIG_KEYS as ROPE_KEYS
+from porting.converters.config import IGNORED, ONLY_WHEN, read_config
 from porting.errors import CheckpointError, PortingError, UnsupportedModel
 
 LLAMA3_SCALING = {

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
 from porting.converters.checkpoints import open as open_module
 from porting.converters.checkpoints.folder import FolderCheckpoint
 from porting.converters.checkpoints.open import open_checkpoint
-from safetensors.torch import load_file, save_file
-
 from porting.errors import CheckpointError, InputError, PortingError, UnsupportedModel, UsageError
 from porting.types import Checkpoint
 from porting.weights import source_stream

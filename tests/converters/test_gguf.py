@@ -13,11 +13,11 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from porting.converters.checkpoints.gguf import GgufCheckpoint, stored_order
 from porting.converters.checkpoints.gguf_config import ONLY_WHEN, hf_config
 from porting.converters.checkpoints.gguf_header import BLOCKS, read_header
 from porting.converters.checkpoints.gguf_tokenizer import side_files
-
 from porting.errors import CheckpointError, DeviceUnavailable, InputError, PortingError, UnsupportedModel
 from porting.types import Checkpoint
 

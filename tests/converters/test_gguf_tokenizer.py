@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from porting.converters.checkpoints.gguf import GgufCheckpoint
-from porting.converters.checkpoints.gguf_tokenizer import PRE_TOKENIZERS, SPACE, side_files
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from porting.converters.checkpoints.gguf import GgufCheckpoint
+from porting.converters.checkpoints.gguf_tokenizer import PRE_TOKENIZERS, SPACE, side_files
 from porting.errors import CheckpointError, UnsupportedModel
 
 PATH = Path("model.gguf")

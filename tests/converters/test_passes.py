@@ -9,15 +9,15 @@ from functools import cache
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tiny import BOUND, MemoryCheckpoint, make, memory_checkpoint, program_of, run_chunks, scratch, serialised, token_ids
+
+from porting.conversion import canonical_graph, convert
 from porting.converters.graph_builder import MODULE
 from porting.converters.passes.attention_to_gqa import attention_to_gqa
 from porting.converters.passes.linear_to_fused import linear_to_fused
 from porting.converters.passes.quantize_linear import SCHEMES, dequantize_rows, quantize_linear, quantize_rows
 from porting.converters.passes.rewriting import copied
 from porting.converters.passes.tables import ONNXRUNTIME, TABLES, lower
-from tiny import BOUND, MemoryCheckpoint, make, memory_checkpoint, program_of, run_chunks, scratch, serialised, token_ids
-
-from porting.conversion import canonical_graph, convert
 from porting.errors import UnsupportedModel, UsageError
 from porting.session import open_session
 from porting.types import Graph

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
 from porting.converters.passes.quantize_linear import (
     ACCURACY_LEVEL_INT8,
     SCHEMES,
@@ -19,7 +20,6 @@ from porting.converters.passes.quantize_linear import (
     quantize_rows,
     quantized_stream,
 )
-
 from porting.types import TensorSpec
 from porting.weights import Stream
 

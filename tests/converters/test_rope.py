@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from porting.converters.architectures.rope import inverse_frequencies, read_rope
-from porting.converters.checkpoints.open import open_checkpoint
 from tiny import BOUND, OWN, SHOWS, Tiny, make, memory_checkpoint, program_of, run_chunks, scratch, serialised, token_ids
 
 from porting.conversion import canonical_graph, convert
+from porting.converters.architectures.rope import inverse_frequencies, read_rope
+from porting.converters.checkpoints.open import open_checkpoint
 from porting.errors import CheckpointError, PortingError, UnsupportedModel
 from porting.session import Session, load, open_session
 

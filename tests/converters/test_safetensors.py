@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from porting.converters.checkpoints import safetensors as reader
-from porting.converters.checkpoints.safetensors import read_header
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from porting.converters.checkpoints import safetensors as reader
+from porting.converters.checkpoints.safetensors import read_header
 from porting.errors import CheckpointError
 from porting.weights import NUMPY_DTYPES
 from tests.unprivileged import as_unprivileged, open_folder

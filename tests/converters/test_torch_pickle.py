@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from porting.converters.checkpoints import pickle_machine, torch_pickle, torch_zip
 from porting.converters.checkpoints.files import OpenFiles
 from porting.converters.checkpoints.torch_pickle import StridedTensor, read_torch_file, strided_rows
-
 from porting.errors import CheckpointError, InputError, UnsupportedModel
 from porting.weights import NUMPY_DTYPES
 

@@ -47,3 +47,65 @@ def test_the_architecture_of_the_docs_matches_upstream(tmp_path: Path, monkeypat
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "fidelity to the reference" in ran.stdout
+
+
+SET_UP = ("make ", "pip ")  # lines that are run by CI and by the tests further down, not here
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_commands_and_python_of_the_readme(document: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Every line of every `sh` block and every `python` block, in order, in one folder, on a tiny checkpoint."""
+    (tmp_path / "model").symlink_to(tiny_checkpoint)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    text = (ROOT / document).read_text(encoding="utf-8")
+    ran = 0
+    for language, block in re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        pieces = [["python", "-c", block]] if language == "python" else [["bash", "-c", x] for x in block.splitlines()]
+        for command in pieces:
+            if not command[-1].startswith(SET_UP):
+                done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+                assert done.returncode == 0, f"{command[-1]}\n{done.stdout}{done.stderr}"
+                ran += 1
+    assert ran > 10
+
+
+def test_readme_shows_every_command_and_exit_code() -> None:
+    from porting.cli import COMMANDS
+    from porting.errors import EXIT_CODES_HELP
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"porting (\w+)", "\n".join(blocks("README.md", "sh"))))
+    assert documented == set(COMMANDS)
+    table = set(re.findall(r"^\| (\d+) \|", readme, re.MULTILINE))
+    assert table == set(re.findall(r"(\d+) ", EXIT_CODES_HELP))
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/README.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_make_knows_the_targets_of_the_readme() -> None:
+    lines = [line for block in blocks("README.md", "sh") for line in block.splitlines() if line.startswith("make ")]
+    assert lines
+    for line in lines:
+        planned = subprocess.run(["bash", "-c", line.replace("make", "make -n", 1)], cwd=ROOT, capture_output=True, text=True)
+        assert planned.returncode == 0, planned.stderr
+    assert [line.split()[:2] for line in lines] == [
+        line.split() for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")
+    ], "CI runs what README tells people to run"
+
+
+@pytest.mark.slow
+def test_pip_lines_of_the_readme_resolve() -> None:
+    """pip finds versions for each line; nothing is installed."""
+    index = {"TORCH_CPU_INDEX": os.environ.get("TORCH_CPU_INDEX", "")}
+    for line in (line for block in blocks("README.md", "sh") for line in block.splitlines() if line.startswith("pip ")):
+        if "$TORCH_CPU_INDEX" in line and not index["TORCH_CPU_INDEX"]:
+            line = line.partition(" --index-url")[0]
+        dry = line.replace(
+            "pip install", "python -m pip install --dry-run --ignore-installed -qq --disable-pip-version-check", 1
+        )
+        done = subprocess.run(["bash", "-c", dry], cwd=ROOT, env=environment(**index), capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"

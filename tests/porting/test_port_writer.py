@@ -19,10 +19,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from porting.converters.checkpoints.folder import FolderCheckpoint
-from porting.converters.passes.quantize_linear import INT4, quantize_rows
 
 from porting import port_staging, port_writer, weights
+from porting.converters.checkpoints.folder import FolderCheckpoint
+from porting.converters.passes.quantize_linear import INT4, quantize_rows
 from porting.errors import CheckpointError, InputError, OutOfResources, PortError, UsageError
 from porting.port_folder import open_port
 from porting.port_writer import Source, write_port
