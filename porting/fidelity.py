@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from porting.conversion import canonical_graph
+from porting.converters.checkpoints.port import PortCheckpoint
 from porting.converters.passes.linear_to_fused import linear_to_fused
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound, activation_quantisation_bound, combined, rounding_bound
 from porting.numerics.metrics import compare
@@ -132,26 +133,70 @@ def _summed(node: ir.Node) -> int:
     return 0
 
 
-def fidelity_bound(port: Port, positions: int, precision: str | None = None) -> Bound:
-    """What the roundings of a precision amount to in this port's graph, relative L2 of the logits.
+def rounding(port: Port, positions: int) -> Bound:
+    """What fp32 roundings amount to in this port's graph, relative L2 of the logits.
 
     positions: the longest case, over which attention sums
-    precision: the port's own when left out; "fp32" for its source's graph
     """
     found = products(port)
     longest = max([*found.linear, positions])
     lengths = [length or longest for length in found.linear]
     attention = [found.head_dim or longest, positions] * found.attention
-    residual = (
-        2 * found.attention
-    )  # a decoder layer adds its attention and its MLP to the residual stream; without any, a plain chain
-    rounding = rounding_bound(
-        [*attention, *lengths[:-1]], UNIT_ROUNDOFF["float32"], residual_blocks=residual, final=lengths[-1:]
+    return rounding_bound(
+        [*attention, *lengths[:-1]], UNIT_ROUNDOFF["float32"], residual_blocks=_residual(found), final=lengths[-1:]
     )
+
+
+def fidelity_bound(port: Port, cases: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> Bound:
+    """What the roundings of the port's precision amount to, relative L2 of the logits.
+
+    own: what the canonical graph of the port's weights gives for the cases; where activations are rounded to int8, that graph is run
+         once more to measure by how much it amplifies such noise
+    """
+    plain = rounding(port, max(ids.shape[1] for ids in cases.values()))
+    found = products(port)
     blocks = [block for block in found.quantised if block]
-    if (precision or port.precision) == "fp32" or not blocks:
-        return rounding
+    if not blocks:
+        return plain
     head = int(found.quantised[-1] > 0)
-    return combined(
-        rounding, activation_quantisation_bound(len(blocks) - head, max(blocks), residual_blocks=residual, final=head)
-    )
+    counted = {"products": len(blocks) - head, "block": max(blocks), "residual_blocks": _residual(found), "final": head}
+    expected = activation_quantisation_bound(**counted).value
+    each = activation_quantisation_bound(0, max(blocks), final=1).value  # of one product
+    grown = noise_at_the_end(port, cases, own, each) / expected
+    return combined(plain, activation_quantisation_bound(**counted, amplification=max(1.0, grown)))
+
+
+def _residual(found: Products) -> int:
+    """A decoder layer adds its attention and its MLP to the residual stream; a graph without attention is taken as a plain chain."""
+    return 2 * found.attention
+
+
+def noise_at_the_end(port: Port, cases: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], size: float) -> float:
+    """Relative L2 error of the logits, of the worst case, when every matrix product of the canonical graph is off by `size`.
+
+    A weight times (1 +- size), the sign at random, changes a product of independent terms by `size` relative to the root mean square of
+    what it sums, as rounding its activations does.
+    """
+    with canonical_session(_Shaken(PortCheckpoint(port), size)) as session:
+        return max(compare(own[name], run_whole(session, ids), name=name).rel_l2 for name, ids in cases.items())
+
+
+class _Shaken:
+    """A checkpoint whose matrices are off by a factor of 1 +- size; what is looked up (embeddings) and vectors stay."""
+
+    format = "port"
+
+    def __init__(self, held: PortCheckpoint, size: float) -> None:
+        self.path, self.config, self.files, self.tensors = held.path, held.config, held.files, held.tensors
+        self._held, self._size = held, np.float32(size)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        rows = self._held.rows(name, start, stop)
+        if not self.tensors[name].dtype.startswith("INT"):  # kept plain: no product with rounded activations
+            return rows
+        rng = np.random.default_rng([*name.encode(), start])
+        signs = np.unpackbits(rng.integers(0, 256, -(-rows.size // 8), np.uint8), count=rows.size).reshape(rows.shape)
+        return rows * (1 + self._size * (2 * signs.astype(np.float32) - 1))
+
+    def side_files(self) -> Mapping[str, bytes]:
+        return {}

@@ -17,7 +17,7 @@ from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.devices import parse_device
 from porting.errors import EvidenceUnavailable, InputError, UsageError
-from porting.fidelity import badness, canonical_session, fidelity_bound, fidelity_check, run_in_chunks, run_whole
+from porting.fidelity import badness, canonical_session, fidelity_bound, fidelity_check, rounding, run_in_chunks, run_whole
 from porting.inputs import cases_of, require_cases
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound
 from porting.numerics.quality import quality_limits
@@ -105,7 +105,6 @@ def judge(
     reference.require_model(str(port.manifest["architecture"]), port.manifest["config"])
     cases = reference.cases
     require_cases(cases, port.manifest["config"], reference.description)
-    bound = fidelity_bound(port, max(ids.shape[1] for ids in cases.values()))
     with progress("validate", 5, unit="steps") as advance:
         reference.prepare()  # first: upstream's model is gone again before anything else is loaded
         advance(1)
@@ -114,6 +113,7 @@ def judge(
         with canonical_session(PortCheckpoint(port)) as canonical:
             stateful = bool(canonical.program.state.pairs)
             own = {name: run_whole(canonical, ids) for name, ids in cases.items()}
+        bound = fidelity_bound(port, cases, own)
         advance(1)
         with open_session(port.program(), device) as session:
             checks.append(placement_check(session))
@@ -232,8 +232,7 @@ def source_checks(port: Port, reference: Reference, source: Checkpoint) -> list[
     if port.precision != "fp32":  # an fp32 port is held against the reference itself
         with canonical_session(source) as session:
             found = {case: reference.compare(case, run_whole(session, ids)) for case, ids in reference.cases.items()}
-        longest = max(ids.shape[1] for ids in reference.cases.values())
-        bound = fidelity_bound(port, longest, precision="fp32")
+        bound = rounding(port, max(ids.shape[1] for ids in reference.cases.values()))
         checks.append(against_reference("source in fp32 to the reference", found, bound))
     return checks
 

@@ -160,7 +160,7 @@ def candidates(logits: np.ndarray, history: np.ndarray, settings: SamplingSettin
     probabilities = weights / weights.sum()
     kept = probabilities > 0
     if settings.top_p < 1:
-        kept &= _nucleus(probabilities, settings.top_p)
+        kept &= _nucleus(probabilities, scores, settings.top_p)
     ids, probabilities = ids[kept], probabilities[kept]
     return ids, probabilities / probabilities.sum()
 
@@ -176,17 +176,18 @@ def _penalised(logits: np.ndarray, history: np.ndarray, penalty: float) -> np.nd
     return scores
 
 
-def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+def _nucleus(probabilities: np.ndarray, scores: np.ndarray, top_p: float) -> np.ndarray:
     """Mask of the smallest set of most probable tokens that reaches `top_p`; of equal ones the lower id stays first.
 
     probabilities: (n,) float64, sum 1
+    scores:        (n,) their logits, which still differ where the probabilities round to the same number
     returns:       (n,) bool, at least one True. As in transformers: in rising order, a token goes while the sum up to and
                    including it is at most 1 - top_p
     """
     cut = 1.0 - top_p
     kept = probabilities >= cut / len(probabilities)  # all the others together stay below the cut: no need to sort them
     order = np.flatnonzero(kept)
-    rising = order[np.argsort(-probabilities[order], kind="stable")][::-1]
+    rising = order[np.argsort(-scores[order], kind="stable")][::-1]
     up_to = probabilities[~kept].sum() + np.cumsum(probabilities[rising])
     dropped = rising[:-1][up_to[:-1] <= cut]  # never the most probable one
     kept[dropped] = False

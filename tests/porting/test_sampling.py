@@ -54,6 +54,7 @@ def of_transformers(row: np.ndarray, history: list[int], wanted: SamplingSetting
     st.sampled_from([1.0, 1.3, 0.8]),
 )
 @example([1.0, 1.0, 1.0, 1.0], [0], 1.0, 2, 0.5, 1.0)
+@example([0.0, 1.9498767387766532e-34], [0], 0.3, 0, 0.05, 1.0)  # logits that differ, probabilities that do not
 def test_kept_tokens_and_probabilities_are_those_of_transformers(row, history, temperature, top_k, top_p, penalty):
     logits = np.array(row, np.float32)
     history = [i % len(row) for i in history]
