@@ -199,5 +199,5 @@ def _require_finite(best: np.floating) -> None:
         raise RuntimeFailed(
             f"the logits cannot be sampled: the highest is {best}",
             where="next token",
-            next="`porting validate --layerwise` finds the first layer that goes wrong",
+            next="`porting validate` holds the port against its reference",
         )
