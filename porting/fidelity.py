@@ -7,19 +7,23 @@ as they are stored (FusedMatMul). A fault of FusedMatMul alone, which an fp32 po
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.converters.passes.linear_to_fused import linear_to_fused
+from porting.errors import InputError
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound, activation_quantisation_bound, combined, rounding_bound
 from porting.numerics.metrics import compare
 from porting.port_folder import MODEL, Port
@@ -47,6 +51,36 @@ def canonical_session(checkpoint: Checkpoint) -> Iterator[Session]:
             yield session
 
 
+@contextmanager
+def float_session(port: Port) -> Iterator[Session]:
+    """The port's own graph on the CPU, with the activations of its quantised layers left in float32.
+
+    Rounded activations are noise of a few percent in the logits, and a wrong epsilon hides behind it. Without them the same graph, codes
+    and scales agree with the canonical graph to fp32 rounding (SmolLM2: 1.4e-6 in int8, 6e-6 in int4, against 3.5e-2 and 4.4e-2).
+    """
+    model = onnx.load(str(port.path / MODEL), load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "MatMulNBits" else ():
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    with tempfile.TemporaryDirectory(prefix="porting-") as temporary:
+        folder = Path(temporary)
+        for entry in port.manifest["files"]:
+            if entry["path"] != MODEL:
+                (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(port.path / entry["path"], folder / entry["path"])
+        onnx.save(model, str(folder / MODEL))
+        with open_session(replace(port.program(), model=folder / MODEL), "cpu") as session:
+            yield session
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)  # onnxruntime follows no symbolic links
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def run_whole(session: Session, ids: np.ndarray) -> np.ndarray:
     """Logits of all positions in one run, from an empty state: (B, S) int64 -> (B, S, V) float32."""
     return session.run({"input_ids": ids})["logits"]
@@ -72,13 +106,15 @@ def _cuts(length: int) -> list[tuple[int, int]]:
 def fidelity_check(
     name: str, reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], bound: Bound, detail: str
 ) -> Check:
-    """The worst case's relative L2 error, with the place of its largest difference."""
-    found = {case: compare(reference[case], candidate[case], name=f"{case}/logits") for case in reference}
+    """The worst case's relative L2 error, with the place of its largest difference; undecided where the reference shows nothing."""
+    title = f"{name}: relative error of logits"
+    try:
+        found = {case: compare(reference[case], candidate[case], name=f"{case}/logits") for case in reference}
+    except InputError as error:  # the port's weights make the canonical graph overflow, or give one constant
+        return Check(title, "error", None, bound.value, error.where, error.what)
     worst = max(found, key=lambda case: badness(found[case].rel_l2))
     where = found[worst].where(f"{worst}/logits")
-    return Check.at_most(
-        f"{name}: relative error of logits", found[worst].rel_l2, bound.value, where, f"{detail}. {bound.derivation}"
-    )
+    return Check.at_most(title, found[worst].rel_l2, bound.value, where, f"{detail}. {bound.derivation}")
 
 
 def badness(value: float) -> float:
@@ -166,6 +202,11 @@ def fidelity_bound(port: Port, cases: Mapping[str, np.ndarray], own: Mapping[str
     return combined(plain, activation_quantisation_bound(**counted, amplification=max(1.0, grown)))
 
 
+def rounds_activations(port: Port) -> bool:
+    """Whether a layer of the port computes with rounded activations."""
+    return any(products(port).quantised)
+
+
 def _residual(found: Products) -> int:
     """A decoder layer adds its attention and its MLP to the residual stream; a graph without attention is taken as a plain chain."""
     return 2 * found.attention
@@ -178,7 +219,11 @@ def noise_at_the_end(port: Port, cases: Mapping[str, np.ndarray], own: Mapping[s
     what it sums, as rounding its activations does.
     """
     with canonical_session(_Shaken(PortCheckpoint(port), size)) as session:
-        return max(compare(own[name], run_whole(session, ids), name=name).rel_l2 for name, ids in cases.items())
+        shaken = {name: run_whole(session, ids) for name, ids in cases.items()}
+    try:
+        return max(compare(own[name], shaken[name], name=name).rel_l2 for name in cases)
+    except InputError:  # `own` shows nothing, and the check that it is for will say so
+        return 0.0
 
 
 class _Shaken:

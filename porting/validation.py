@@ -17,7 +17,17 @@ from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.devices import parse_device
 from porting.errors import EvidenceUnavailable, InputError, UsageError
-from porting.fidelity import badness, canonical_session, fidelity_bound, fidelity_check, rounding, run_in_chunks, run_whole
+from porting.fidelity import (
+    badness,
+    canonical_session,
+    fidelity_bound,
+    fidelity_check,
+    float_session,
+    rounding,
+    rounds_activations,
+    run_in_chunks,
+    run_whole,
+)
 from porting.inputs import cases_of, require_cases
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound
 from porting.numerics.quality import quality_limits
@@ -120,12 +130,16 @@ def judge(
             logits = {name: run_whole(session, ids) for name, ids in cases.items()}
             advance(1)
             stepwise = {name: run_in_chunks(session, ids) for name, ids in cases.items()} if stateful else None
+        if rounds_activations(port):
+            checks += float_checks(port, own, cases, stateful)
         checks.append(
             fidelity_check("fidelity", own, logits, bound, "against the canonical fp32 graph of the port's own weights")
         )
         if stepwise is not None:
             checks.append(
-                fidelity_check("chunked run", logits, stepwise, bound, "the same ids in chunks and singly, against all at once")
+                fidelity_check(
+                    "chunked run", own, stepwise, bound, "in chunks and singly, against the canonical graph all at once"
+                )
             )
         checks += reference_checks(port, reference, logits, bound)
         advance(1)
@@ -224,6 +238,24 @@ def against_reference(name: str, found: Mapping[str, Any], bound: Bound) -> Chec
     return Check.at_most(
         f"{name}: relative error of logits", found[worst].rel_l2, bound.value, f"case {worst}", bound.derivation
     )
+
+
+def float_checks(port: Port, own: Mapping[str, np.ndarray], cases: Mapping[str, np.ndarray], stateful: bool) -> list[Check]:
+    """A port whose activations are rounded, without that noise: graph, codes and scales are right to fp32 rounding."""
+    bound = rounding(port, max(ids.shape[1] for ids in cases.values()))
+    detail = "the port's graph with float activations, against the canonical fp32 graph of its own weights"
+    with float_session(port) as session:
+        logits = {name: run_whole(session, ids) for name, ids in cases.items()}
+        checks = [fidelity_check("fidelity, float activations", own, logits, bound, detail)]
+        if stateful:
+            longest = max(
+                cases, key=lambda name: cases[name].shape[1]
+            )  # one: every run decodes every weight, 0.2 s for SmolLM2
+            stepwise = {longest: run_in_chunks(session, cases[longest][:1])}
+            checks.append(
+                fidelity_check("chunked run, float activations", {longest: own[longest][:1]}, stepwise, bound, detail)
+            )
+    return checks
 
 
 def source_checks(port: Port, reference: Reference, source: Checkpoint) -> list[Check]:
