@@ -68,7 +68,8 @@ def _number(value: Any) -> Any:
 def _window(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of sliding windows, none where none is in use."""
     kinds = config.get("layer_types")
-    slides = isinstance(kinds, list) and "sliding_attention" in kinds
+    kinds = kinds if isinstance(kinds, list) else []
+    slides = "sliding_attention" in kinds
     if config.get("sliding_window") is None or config.get("use_sliding_window") is False or (kinds and not slides):
         return {}
     facts = {"sliding_window": config["sliding_window"]}
