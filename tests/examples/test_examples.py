@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,5 +157,9 @@ def test_examples_on_a_trained_model(smollm2_gguf: Path, tmp_path: Path) -> None
     made = run("port_an_llm.py", smollm2_gguf, "smollm2.port", "--against", golden, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert made.stdout.endswith("The capital of France is Paris.\n")
+    shown = re.findall(r"^ PASS   (.+?)  ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = re.findall(r"^  pass  (.*), bound ", made.stdout, re.MULTILINE)
+    assert len(shown) == len(names)
+    assert all(name.startswith(start) for start, name in zip(shown, names, strict=True)), "README shows another verdict"
     plain = run("plain_onnxruntime.py", "smollm2.port", "The capital of France is", "--max-new-tokens", 2, cwd=tmp_path)
     assert plain.stdout.startswith("The capital of France is Paris.")
