@@ -19,7 +19,7 @@ from porting.host import available_cores, memory_bytes
 from porting.registry import BACKEND_GROUP, names
 from porting.verdict import printable
 
-SCHEMA = 1
+SCHEMA = "porting.doctor/1"
 PROBE_SECONDS = 60  # a driver that hangs longer than this counts as broken
 BASE = ("numpy", "onnx", "onnx-ir", "safetensors", "ml_dtypes", "tokenizers", "click", "rich", "jinja2")
 OPTIONAL = (

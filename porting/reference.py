@@ -145,7 +145,7 @@ class GoldenReference:
     def __init__(self, golden: Golden, name: str) -> None:
         self.golden = golden
         self.kind = "self" if golden.reference.startswith(OF_A_PORT) else "golden"
-        self.description = f"golden {name}: {golden.reference}, {golden.precision} on {golden.device}; {golden.integrity}"
+        self.description = f"{name}: {golden.reference}, {golden.precision} on {golden.device}; {golden.integrity}"
         self.cases: dict[str, np.ndarray] = {}
         for case, recorded in golden.cases.items():
             ids = recorded.inputs.get("input_ids")

@@ -27,7 +27,7 @@ def test_report_is_json_and_complete() -> None:
     )
     report = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert report["heavy"] == []  # a broken one would take doctor with it
-    assert report["schema"] == 1
+    assert report["schema"] == "porting.doctor/1"
     assert report["python"]["executable"] == sys.executable
     assert report["packages"]["numpy"]
     assert report["packages"]["onnxruntime-cann"] is None
