@@ -78,6 +78,18 @@ def test_what_can_be_known_is_said_before_anything_is_written(
     assert not os.listdir(tmp_path)
 
 
+def test_a_reference_that_shows_nothing_ends_before_anything_is_written(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def constant(checkpoint: Any, architecture: str, cases: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.zeros((*ids.shape, 101), np.float32) for name, ids in cases.items()}
+
+    monkeypatch.setattr("porting.reference.upstream_logits", constant)
+    with pytest.raises(InputError, match="0 everywhere: these inputs show nothing"):
+        porting.port(tiny.folder, tmp_path / "port")
+    assert not os.listdir(tmp_path)
+
+
 def test_an_architecture_that_upstream_lacks_needs_a_golden(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

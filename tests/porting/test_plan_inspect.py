@@ -34,7 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("checkpoint") / "tied", LLAMA, tie_word_embeddings=True).folder
+    made = make(tmp_path_factory.mktemp("checkpoint") / "tied", LLAMA, tie_word_embeddings=True).folder
+    (made / "chat_template.jinja").write_text("{# carried over, and counted #}" * 1000)
+    return made
 
 
 def blocks(rows: int, columns: int) -> int:
