@@ -15,7 +15,20 @@ BASE = ["numpy", "onnx>=1.19", "onnx-ir>=1.0", "safetensors", "ml_dtypes", "toke
 TORCH = ["torch", "transformers", "onnxscript"]
 GGUF = ["gguf"]
 CPU = ["onnxruntime>=1.28"]
-TEST = ["pytest", "hypothesis", "ruff", "mypy", "pyyaml", "packaging", "sentencepiece", "setuptools>=77", "openvino", *CPU, *TORCH, *GGUF]
+TEST = [
+    "pytest",
+    "hypothesis",
+    "ruff",
+    "mypy",
+    "pyyaml",
+    "packaging",
+    "sentencepiece",
+    "setuptools>=77",
+    "openvino",
+    *CPU,
+    *TORCH,
+    *GGUF,
+]
 
 setup(
     name="porting",

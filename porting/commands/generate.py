@@ -22,7 +22,9 @@ from . import options
 @click.option("--top-k", type=int, help="Sample from the k most likely tokens only.")
 @click.option("--top-p", type=float, help="Sample from the smallest set of tokens with this probability.")
 @click.option("--repetition-penalty", type=float, help="Above 1 makes tokens that were there less likely.")
-@click.option("--seed", type=int, help="The same seed draws the same way again; the same tokens, where the logits are the same.")
+@click.option(
+    "--seed", type=int, help="The same seed draws the same way again; the same tokens, where the logits are the same."
+)
 @click.option("--stop", multiple=True, help="A text that ends the answer. May be given more than once.")
 @click.option(
     "--chat/--no-chat", default=None, help="Put the prompt into the model's chat template. [default: where there is one]"

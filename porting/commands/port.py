@@ -42,7 +42,8 @@ def command(
 ) -> int:
     """The main job: inspect SOURCE, convert it into a port, compare that with a reference, and give one verdict.
 
-    The port is kept whatever the verdict, and carries it in evidence/.
+    The port is kept whatever the verdict, and carries it in evidence/. Comparing a quantised port needs room for its fp32 weights for a while,
+    in the temporary folder (TMPDIR).
     """
     options.require_junit(junit)
     from porting.pipeline import port

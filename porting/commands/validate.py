@@ -41,7 +41,8 @@ def command(
     """Compare PORT with a reference on a device: fidelity (does it compute what its precision should?) and quality (what does that
     precision cost against fp32?). The first says whether the port is right, the second whether it is good; neither stands for the other.
 
-    Nothing is written but --junit: the evidence inside a port is what `porting port` left there.
+    Nothing is written but --junit: the evidence inside a port is what `porting port` left there. The fp32 weights of a quantised port need room
+    for a while in the temporary folder (TMPDIR).
     """
     options.require_junit(junit)
     from porting.validation import validate
