@@ -23,7 +23,7 @@ import onnx_ir as ir
 from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.converters.passes.linear_to_fused import linear_to_fused
-from porting.errors import InputError
+from porting.errors import InputError, OutOfResources
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound, activation_quantisation_bound, combined, rounding_bound
 from porting.numerics.metrics import compare
 from porting.port_folder import MODEL, Port
@@ -46,7 +46,14 @@ def canonical_session(checkpoint: Checkpoint) -> Iterator[Session]:
     described: dict[str, Any] = {"kind": "canonical", "architecture": "", "target": "cpu", "precision": "fp32"}
     described |= {"config": {}, "tensors": {}, "passes": [], "min_runtime": {}}
     with tempfile.TemporaryDirectory(prefix="porting-") as folder:
-        port = write_port(graph, Path(folder) / "canonical", described, Source(checkpoint.format, tuple(checkpoint.files)))
+        try:
+            port = write_port(graph, Path(folder) / "canonical", described, Source(checkpoint.format, tuple(checkpoint.files)))
+        except OutOfResources as error:
+            raise OutOfResources(
+                f"the reference run needs the weights in fp32: {error.what}",
+                where=f"the temporary folder, {tempfile.gettempdir()}",
+                next="free space there, or set TMPDIR to a larger place",
+            ) from error
         with open_session(port.program(), CANONICAL_DEVICE) as session:
             yield session
 

@@ -60,6 +60,18 @@ def require_same_facts(port: Mapping[str, Any], reference: Mapping[str, Any], wh
         )
 
 
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """Positions that a sliding window lets a layer see; None where no window is in use."""
+    window = _window(config).get("sliding_window")
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def dynamic_from(config: Mapping[str, Any]) -> int | None:
+    """The length from which on a dynamic rope scaling changes the frequencies; None for another scaling."""
+    length = config.get(_LENGTH)
+    return length if _rope(config)["kind"] == "dynamic" and isinstance(length, int) else None
+
+
 def _number(value: Any) -> Any:
     """10000.0 as 10000: JSON writers differ."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from porting.errors import InputError
+from porting.identity import dynamic_from, window_of
 from porting.npz import read_npz
 
+LONGEST = 512  # positions of a case that leaves a sliding window: what a reference in fp32 on a CPU can be asked for
+BEYOND = 16  # positions past the window: the first ones no longer see the start
 POSITIONS = 32  # token ids per text: enough for a context to form, few enough for a golden in kilobytes
 TEXTS = {
     "prose": (
@@ -43,10 +46,31 @@ def language_model_inputs(config: Mapping[str, Any], tokenizer_json: bytes | Non
     """Cases for a causal language model.
 
     tokenizer_json: a `tokenizers` file, or None for seeded ids
-    returns:        case name -> (1, up to 32) int64 token ids
+    returns:        case name -> (1, up to 32) int64 token ids, and a case "window" that is longer than a sliding window, where there is one
+                    and it is short enough to be run; `not_reached` says what the cases leave out
     raises:         InputError when the tokenizer gives ids outside the vocabulary
     """
     vocab = _count(config, "vocab_size")
+    window = window_of(config)
+    beyond = {}
+    if window is not None and POSITIONS < window + BEYOND <= min(LONGEST, context_of(config)):
+        beyond["window"] = np.random.default_rng(SEED + 1).integers(0, vocab, (1, window + BEYOND), dtype=np.int64)
+    return {**_cases(config, tokenizer_json, vocab), **beyond}
+
+
+def not_reached(config: Mapping[str, Any], cases: Mapping[str, np.ndarray]) -> list[str]:
+    """What of the model the cases are too short to show, for the report."""
+    longest = max(ids.shape[1] for ids in cases.values())
+    window, dynamic = window_of(config), dynamic_from(config)
+    left = []
+    if window is not None and longest <= window:
+        left.append(f"the sliding window of {window} positions")
+    if dynamic is not None and longest <= dynamic:
+        left.append(f"dynamic rope scaling beyond {dynamic} positions")
+    return left
+
+
+def _cases(config: Mapping[str, Any], tokenizer_json: bytes | None, vocab: int) -> dict[str, np.ndarray]:
     limit = min(POSITIONS, context_of(config))
     if tokenizer_json is None:
         rng = np.random.default_rng(SEED)
@@ -108,6 +132,10 @@ def require_cases(cases: Mapping[str, np.ndarray], config: Mapping[str, Any], wh
     if max((ids.shape[1] for ids in cases.values()), default=0) < 2:
         raise InputError(
             "no case has two positions: nothing would look back at anything", where=where, next="use longer inputs"
+        )
+    if vocab > 1 and not any((ids != ids[:, :1]).any() for ids in cases.values()):
+        raise InputError(
+            "every case repeats one token: what attention looks at would make no difference", where=where, next="use real text"
         )
 
 

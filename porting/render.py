@@ -17,6 +17,10 @@ def verdict_text(verdict: Verdict) -> str:
     facts = [f"evidence: {verdict.evidence_level}, compared with: {verdict.reference}"]
     if "compared_with" in verdict.details:
         facts[0] += f" ({printable(str(verdict.details['compared_with']))})"
+    missed = verdict.details.get("not_reached")
+    if missed:
+        longest = verdict.details.get("longest_case")
+        facts.append(f"NOT shown by these inputs (longest: {longest} positions): {printable('; '.join(map(str, missed)))}")
     facts.append(f"{verdict.seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
     again = verdict.details.get("again")
     if again:

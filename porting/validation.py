@@ -28,7 +28,7 @@ from porting.fidelity import (
     run_in_chunks,
     run_whole,
 )
-from porting.inputs import cases_of, require_cases
+from porting.inputs import cases_of, not_reached, require_cases
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound
 from porting.numerics.quality import quality_limits
 from porting.port_folder import EVIDENCE, MANIFEST, Port, open_port
@@ -127,6 +127,7 @@ def judge(
         advance(1)
         with open_session(port.program(), device) as session:
             checks.append(placement_check(session))
+            ran_on = str(session.device)
             logits = {name: run_whole(session, ids) for name, ids in cases.items()}
             advance(1)
             stepwise = {name: run_in_chunks(session, ids) for name, ids in cases.items()} if stateful else None
@@ -150,9 +151,12 @@ def judge(
         reference=reference.kind,
         source=port.path.name,
         target=port.manifest["target"],
-        device=device,
+        device=ran_on,
         seconds=round(time.perf_counter() - start, 3),
         details={
+            "device_asked_for": device,
+            "longest_case": max(ids.shape[1] for ids in cases.values()),
+            "not_reached": not_reached(port.manifest["config"], cases),
             "compared_with": reference.description,
             "fidelity_bound": bound.derivation,
             "port_sha256": port.identity(),
