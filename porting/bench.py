@@ -49,12 +49,16 @@ def bench(
     raises:  UsageError when the context does not hold the run, PortError, DeviceUnavailable
     """
     if min(prompt_tokens, new_tokens, rounds) < 1:
-        raise UsageError("tokens and rounds must be at least 1", where="bench")
+        raise UsageError("tokens and rounds must be at least 1", where="bench", next="give 1 or more of each")
     ports = [open_port(p) for p in ([port] if compare is None else [port, compare])]
     for p in ports:
         limit = p.manifest["config"].get("max_position_embeddings")
         if limit is not None and prompt_tokens + new_tokens > limit:
-            raise UsageError(f"{prompt_tokens} + {new_tokens} tokens exceed the context of {limit}", where=f"bench {p.path}")
+            raise UsageError(
+                f"{prompt_tokens} + {new_tokens} tokens exceed the context of {limit}",
+                where=f"bench {p.path}",
+                next="lower --prompt-tokens or --new-tokens",
+            )
     loaded = [_timed_load(p, device) for p in ports]
     sessions = [session for session, _ in loaded]
     rng = np.random.default_rng(0)

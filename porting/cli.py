@@ -22,7 +22,9 @@ from porting.errors import (
     EXIT_CODES_HELP,
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_RESOURCES,
+    OutOfResources,
     PortingError,
+    UsageError,
 )
 
 COMMANDS = {  # in the order of the work; the line is what `porting --help` shows
@@ -105,7 +107,7 @@ def _exit_code(arguments: list[str]) -> int:
         usage = error.ctx.command_path if error.ctx else "porting"
         return _report(2, error.format_message(), usage, f"{usage} --help", as_json)
     except click.ClickException as error:
-        return _report(2, error.format_message(), "", "", as_json)
+        return _report(2, error.format_message(), "", UsageError.default_next, as_json)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _report(EXIT_INTERRUPTED, "interrupted", "", "", as_json)
     except MemoryError:
@@ -113,7 +115,10 @@ def _exit_code(arguments: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in SYSTEM_SAID_NO:
             code, what = SYSTEM_SAID_NO[error.errno]
-            return _report(code, f"{what}: {error.strerror}", str(error.filename or ""), "", as_json)
+            next_step = (
+                OutOfResources.default_next if code == EXIT_OUT_OF_RESOURCES else "choose another place, or mend the rights"
+            )
+            return _report(code, f"{what}: {error.strerror}", str(error.filename or ""), next_step, as_json)
         traceback.print_exc()
         return _report(
             EXIT_BUG, "this is a bug in porting, not in your input", "", "report it with the traceback above", as_json

@@ -36,23 +36,23 @@ class PortingError(Exception):
 
     what:  one sentence, expected and got included
     where: the file, tensor, node or step
-    next:  what to type or change
+    next:  what to type or change; the class's `default_next` where none is given, so that no error goes without
     """
 
     exit_code = EXIT_BAD_INPUT
+    default_next = "mend what is named, and run again"
 
     def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where
-        self.next = next
+        self.next = next or self.default_next
 
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:
             lines.append(f"  where: {self.where}")
-        if self.next:
-            lines.append(f"  next:  {self.next}")
+        lines.append(f"  next:  {self.next}")
         return "\n".join(lines)
 
     def __reduce__(self):  # keeps where and next when the error crosses a process boundary
@@ -66,49 +66,65 @@ def _rebuild(kind: type[PortingError], what: str, where: str, next: str) -> Port
 class UsageError(PortingError):
     """A name, option or argument that cannot be meant."""
 
+    default_next = "the command's own --help says what it takes"
+
 
 class InputError(PortingError):
     """A file or array that cannot be used as it is."""
+
+    default_next = "mend what is named, or give another"
 
 
 class CheckpointError(InputError):
     """The source model is damaged, incomplete or contradicts itself."""
 
+    default_next = "mend the file named, or take the checkpoint again from where it came"
+
 
 class UnsupportedModel(InputError):
     """The source model is readable, but this architecture, config key or format is not covered."""
 
+    default_next = "take a checkpoint that does without it; `porting inspect` says whether one is covered"
+
 
 class PortError(InputError):
     """A port on disk is damaged, incomplete, foreign or too new."""
+
+    default_next = "convert again"
 
 
 class VerdictFailed(PortingError):
     """Something ran and does not hold."""
 
     exit_code = EXIT_DOES_NOT_HOLD
+    default_next = "see which check failed, and where; convert again when the port is at fault"
 
 
 class DeviceUnavailable(PortingError):
     """The device asked for, its runtime or the extra that brings it is missing."""
 
     exit_code = EXIT_UNAVAILABLE
+    default_next = "`porting doctor` lists every device, and what to type for what is missing"
 
 
 class EvidenceUnavailable(DeviceUnavailable):
     """There is nothing to compare with at the level of evidence asked for."""
+
+    default_next = "give another reference with --against: the source checkpoint, or a golden"
 
 
 class RuntimeFailed(PortingError):
     """The runtime was there and refused the graph, or broke while running it."""
 
     exit_code = EXIT_UNAVAILABLE
+    default_next = "try another --device; `porting doctor` lists what can run here"
 
 
 class OutOfResources(PortingError):
     """RAM, disk or device memory ran out."""
 
     exit_code = EXIT_OUT_OF_RESOURCES
+    default_next = "free memory or disk space and run again; `porting plan` forecasts what is needed"
 
 
 def nearest(name: str, choices: list[str] | tuple[str, ...]) -> str:

@@ -223,15 +223,19 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def os_errors(destination: Path) -> Iterator[None]:
-    """Say what the system refused, with the right exit code."""
+def os_errors(destination: Path, *, resumable: bool = False) -> Iterator[None]:
+    """Say what the system refused, with the right exit code.
+
+    resumable: what is written is a port, which `convert --resume` can go on with
+    """
     try:
         yield
     except OSError as error:
         place = str(error.filename or destination)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            again = "; `porting convert --resume` goes on where it stopped" if resumable else ""
             raise OutOfResources(
-                f"the disk is full: {error.strerror}", where=place, next="free space and run again with --resume"
+                f"the disk is full: {error.strerror}", where=place, next=f"free space and run again{again}"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(

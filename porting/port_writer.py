@@ -53,7 +53,7 @@ def write_port(
     _require_side_names(source)
     destination = Path(os.path.abspath(destination))
     require_free(destination, force)
-    with os_errors(destination):
+    with os_errors(destination, resumable=True):
         recover(destination)
         require_free(destination, force)  # again: there may be an old port now
         with staging_for(destination, resume) as staging, WatchedFiles(source.files) as watched:
@@ -200,6 +200,7 @@ def _manifest(
             "advance": list(state.advance) if state.advance else None,
         },
         "defaults": dict(graph.defaults),
+        "ranges": {name: list(bounds) for name, bounds in graph.ranges.items()},
         "weights": {
             "linked_bytes": layout.linked_bytes,
             "written_bytes": layout.size,

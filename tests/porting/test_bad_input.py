@@ -163,6 +163,17 @@ BAD: dict[str, tuple[Damage, str]] = {
     "a rope scaling that nobody knows": (config(rope_parameters={"rope_type": "magic", "factor": 2}), "magic"),
     "heads that do not divide": (config(num_key_value_heads=4), "num_key_value_heads"),
     "a vocabulary as text": (config(vocab_size="101"), "vocab_size"),
+    "a hidden size that its heads do not divide": (config(hidden_size=50, head_dim=None), "hidden_size 50"),
+    "no heads": (config(num_attention_heads=0), "num_attention_heads"),
+    "heads as text": (config(num_attention_heads="6"), "num_attention_heads"),
+    "a negative epsilon": (config(rms_norm_eps=-1), "rms_norm_eps"),
+    "a rope scaling that is no object": (config(rope_parameters="x"), "rope"),
+    "rope theta twice": (
+        config(rope_theta=1e4, rope_parameters={"rope_type": "default", "rope_theta": 2e4}),
+        "rope_theta is given twice",
+    ),
+    "no positions": (config(max_position_embeddings=0), "max_position_embeddings"),
+    "kinds of layers that are not as many": (config(layer_types=["full_attention"]), "layer_types has 1 entries"),
     "a tokenizer that is no JSON": (written("tokenizer.json", b"\xff\xfe"), "tokenizer"),
 }
 
@@ -193,6 +204,7 @@ def test_a_bad_checkpoint_is_refused_by_name(name: str, good: Path, tmp_path: Pa
         code, out, err = run(command, folder, "-o", tmp_path / "new", "--quiet")
         assert code == 2 and out == "" and err.startswith("error: ") and "Traceback" not in err, err
         assert re.search(said, err, re.DOTALL), err
+        assert "\n  next:  " in err, err
         assert not (tmp_path / "new").exists() and not list(tmp_path.rglob("port.json"))
 
 
@@ -207,7 +219,7 @@ def test_what_is_no_checkpoint_at_all(command: str, name: str, tmp_path: Path, r
     code, out, err = run(
         command, tmp_path / name, *(() if command in ("plan", "inspect") else ("-o", tmp_path / "new")), "--quiet"
     )
-    assert code == 2 and out == "" and err.startswith("error: ") and name in err, err
+    assert code == 2 and out == "" and err.startswith("error: ") and name in err and "\n  next:  " in err, err
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -260,22 +272,38 @@ def test_a_tokenizer_of_another_model(good: Path, tmp_path: Path, run: Any) -> N
 PORTING = [sys.executable, "-m", "porting"]
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(good: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a full disk: the same errors from the same calls (EFBIG), without a mount."""
+def on_a_full_disk(room: int, *arguments: object) -> dict[str, str]:
+    """The error of porting, with exit code 4, where files of `room` bytes fit.
+
+    A limit on the size of files stands in for a full disk: the same errors from the same calls (EFBIG), without a mount.
+    """
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
-    done = subprocess.run(
-        [*PORTING, "convert", str(good), "-o", str(tmp_path / "port"), "--weights", "copy", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limit,
-    )
-    assert done.returncode == 4 and json.loads(done.stdout)["error"]["what"].startswith("the disk is full"), done.stderr
+    command = [*PORTING, *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert done.returncode == 4, done.stderr
+    error: dict[str, str] = json.loads(done.stdout)["error"]
+    assert error["what"].startswith("the disk is full")
+    return error
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(good: Path, tmp_path: Path) -> None:
+    error = on_a_full_disk(50_000, "convert", good, "-o", tmp_path / "port", "--weights", "copy")
+    assert "`porting convert --resume`" in error["next"]
     assert not list(tmp_path.rglob("port.json"))
+
+
+def test_a_full_disk_where_nothing_can_be_resumed(good: Path, tmp_path: Path) -> None:
+    """`run` has no --resume, so its error does not name one."""
+    porting.convert(good, tmp_path / "port")
+    np.savez(tmp_path / "x.npz", input_ids=np.ones((1, 3), np.int64))
+    before = sorted(os.listdir(tmp_path))
+    error = on_a_full_disk(500, "run", tmp_path / "port", "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    assert error["next"] == "free space and run again"
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 # --- arrays from outside -------------------------------------------------------------------------------------------
