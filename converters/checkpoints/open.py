@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from porting.errors import CheckpointError, InputError, UnsupportedModel
+from porting.port_folder import MANIFEST
 from porting.types import Checkpoint
 
 from .files import open_to_read, read_exactly, unreadable
@@ -72,6 +73,13 @@ def _open_folder(path: Path) -> Checkpoint:
             f"the folder holds {len(ggufs)} .gguf files and no {CONFIG}: {', '.join(ggufs)}",
             where=str(path),
             next=f"name the one that is meant, for example {path / ggufs[0]}",
+        )
+    if MANIFEST in names:
+        raise InputError(
+            f"{path.name} is a port, which is converted already: expected a checkpoint",
+            where=str(path),
+            next=f"`porting validate {path}` compares it with its source, `porting generate {path} TEXT` runs it; "
+            "port.json says what is in it",
         )
     found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise InputError(
