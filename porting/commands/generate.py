@@ -18,9 +18,15 @@ from . import options
 @click.argument("prompt")
 @options.device
 @click.option("--max-new-tokens", default=128, show_default=True)
-@click.option("--temperature", type=float, help="0 is greedy. [default: 0]")
-@click.option("--top-k", type=int, help="Sample from the k most likely tokens only.")
-@click.option("--top-p", type=float, help="Sample from the smallest set of tokens with this probability.")
+@click.option(
+    "--temperature",
+    type=float,
+    help="0 is greedy.  [default: 0, or with --top-k or --top-p the model's recommended one, else 1]",
+)
+@click.option("--top-k", type=int, help="Sample from the k most likely tokens only, greedy no more; 0 is off: sample from all.")
+@click.option(
+    "--top-p", type=float, help="Sample from the smallest set of tokens with this probability, greedy no more; 1 is off."
+)
 @click.option("--repetition-penalty", type=float, help="Above 1 makes tokens that were there less likely.")
 @click.option(
     "--seed", type=int, help="The same seed draws the same way again; the same tokens, where the logits are the same."

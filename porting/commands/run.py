@@ -24,8 +24,7 @@ def command(port: Path, input_path: Path, output: Path, device: str, force: bool
     """
     from porting.run import run_file
 
-    shapes = run_file(port, input_path, output, device, force=force)
-    result = {"schema": "porting.run/1", "output": str(output), "outputs": shapes}
-    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    result = run_file(port, input_path, output, device, force=force)
+    listed = ", ".join(f"{name} {shape}" for name, shape in result["outputs"].items())
     options.emit(result, as_json, f"wrote {output}: {listed}")
     return 0

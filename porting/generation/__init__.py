@@ -50,6 +50,7 @@ class Generated:
     finish_reason:   "stop" (a stop token or string), "length" (max_new_tokens), "interrupted" (Ctrl-C)
     prompt_tokens:   length of the prompt
     settings:        what it was sampled with, the seed included
+    device:          the one that ran, as in cuda:1; of `cuda-or-cpu` the one that was taken
     load_seconds:    opening the session; 0 for one that was open
     prefill_seconds: from there until the first token
     decode_seconds:  from there until the last token
@@ -61,6 +62,7 @@ class Generated:
     finish_reason: str
     prompt_tokens: int
     settings: SamplingSettings
+    device: str
     load_seconds: float
     prefill_seconds: float
     decode_seconds: float
@@ -200,9 +202,9 @@ def generate(
         with open_session(opened_port.program(), device) as opened:
             load_seconds = time.perf_counter() - started
             tokens = generate_tokens(opened, ids, max_new_tokens, settings, side.stop_ids, prefill_chunk, limit)
-            return _collect(tokens, ids, side, settings, cut, on_text, load_seconds)
+            return _collect(tokens, ids, side, settings, cut, on_text, str(opened.device), load_seconds)
     tokens = generate_tokens(session, ids, max_new_tokens, settings, side.stop_ids, prefill_chunk, limit)
-    return _collect(tokens, ids, side, settings, cut, on_text, 0.0)
+    return _collect(tokens, ids, side, settings, cut, on_text, str(session.device), 0.0)
 
 
 def _collect(
@@ -212,6 +214,7 @@ def _collect(
     settings: SamplingSettings,
     cut: StopStrings,
     on_text: Callable[[str], None] | None,
+    device: str,
     load_seconds: float,
 ) -> Generated:
     """Run the loop to its end, and turn tokens into text on the way."""
@@ -249,6 +252,7 @@ def _collect(
         finish_reason="stop" if cut.found and reason == "length" else reason,
         prompt_tokens=len(prompt_ids),
         settings=settings,
+        device=device,
         load_seconds=load_seconds,
         prefill_seconds=first - started,
         decode_seconds=decode_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -160,6 +161,7 @@ def test_json_is_one_object_and_progress_is_on_stderr(run: Run, folder: Path, po
         assert "\x1b" not in out + err
         if schema == "error/1":
             assert found["error"]["exit_code"] == code and err.startswith("error: ")
+            assert found["error"]["next"] and "\n  next:  " in err
 
 
 def test_quiet_is_quiet(run: Run, folder: Path, golden: Path, tmp_path: Path) -> None:
@@ -231,6 +233,7 @@ def test_what_the_system_refuses_has_its_code(
     got, out, err = run("inspect", "x", "--json")
     assert got == json.loads(out)["error"]["exit_code"] == code
     assert ("Traceback" in err) == (code == 70)
+    assert code == 130 or "\n  next:  " in err
 
 
 def test_a_device_that_is_not_there(run: Run, folder: Path, port: Port, tmp_path: Path) -> None:
@@ -247,6 +250,47 @@ def test_a_device_that_is_not_there(run: Run, folder: Path, port: Port, tmp_path
 def test_a_required_level(run: Run, port: Port, golden: Path) -> None:
     code, _, err = run("validate", port.path, "--against", golden, "--device", "null", "--require-level", "hardware")
     assert code == 3 and "null gives simulated evidence" in err
+
+
+def test_a_device_that_computes_nothing_says_what_to_do(
+    run: Run, folder: Path, port: Port, golden: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("validate", port.path, "--against", golden, "--device", "null")
+    assert code == 3 and "null cannot know the size" in err and "next:  try another --device" in err
+    code, _, err = run("generate", port_with_tokenizer(folder, tmp_path), "x", "--device", "null", "--max-new-tokens", 2)
+    assert code == 3 and "next:  try another --device" in err
+
+
+def test_a_port_with_a_symbolic_link_says_what_to_do(run: Run, port: Port, tmp_path: Path) -> None:
+    linked = shutil.copytree(port.path, tmp_path / "port")
+    (linked / "model.onnx").unlink()
+    (linked / "model.onnx").symlink_to(port.path / "model.onnx")
+    code, _, err = run("validate", linked, "--against", linked)
+    assert code == 2 and "symbolic links" in err and "next:  convert again" in err
+
+
+def test_ids_outside_the_vocabulary_say_what_to_do(run: Run, port: Port, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", case=np.full((1, 3), 101, np.int64))
+    code, _, err = run("validate", port.path, "--against", port.path, "--inputs", tmp_path / "x.npz")
+    assert code == 2 and "outside the vocabulary" in err and "next:  " in err
+
+
+def test_record_on_a_full_disk_says_what_to_do(run: Run, port: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = run("record", port.path, "-o", tmp_path / "g.json")
+    assert code == 4 and "No space left" in err and "next:  free memory or disk space" in err and "--resume" not in err
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "convert"])
+def test_a_port_where_a_checkpoint_is_wanted(command: str, run: Run, port: Port, tmp_path: Path) -> None:
+    code, out, err = run(command, port.path, *(("-o", tmp_path / "new") if command == "convert" else ()))
+    assert (code, out) == (2, "") and "is a port" in err
+    assert f"porting validate {port.path}" in err and f"porting generate {port.path}" in err
+    assert not os.listdir(tmp_path)
 
 
 # --- running -------------------------------------------------------------------------------------------------------
@@ -268,6 +312,31 @@ def test_arrays_that_do_not_fit(arrays: dict[str, np.ndarray], said: str, run: R
     np.savez(tmp_path / "x.npz", **arrays)
     code, _, err = run("run", port.path, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
     assert code == 2 and said in err and os.listdir(tmp_path) == ["x.npz"]
+
+
+def test_the_device_that_ran_is_in_the_json(run: Run, folder: Path, port: Port, tmp_path: Path) -> None:
+    """The one that was taken, not the one that was asked for: without a GPU `cuda-or-cpu` is the CPU."""
+    np.savez(tmp_path / "x.npz", input_ids=np.ones((1, 3), np.int64))
+    speaking = port_with_tokenizer(folder, tmp_path)
+    taken = {"cpu,threads=2": {"cpu,threads=2"}, "cuda-or-cpu": {"cuda", "cpu"}}
+    for asked, possible in taken.items():
+        code, out, err = run(
+            "run", port.path, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz", "--device", asked, "--json", "--force"
+        )
+        assert code == 0 and json.loads(out)["device"] in possible, err
+        code, out, err = run("generate", speaking, "x w3", "--max-new-tokens", 2, "--device", asked, "--json")
+        assert code == 0 and json.loads(out)["device"] in possible, err
+
+
+def test_the_help_of_generate_says_when_it_is_greedy(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("generate", "--help")
+    said = " ".join(out.split())
+    assert code == 0 and "0 is greedy. [default: 0, or with --top-k or --top-p the model's recommended one, else 1]" in said
+    assert "greedy no more; 0 is off" in said
+    speaking = port_with_tokenizer(folder, tmp_path)  # and it is so
+    for options, temperature in (((), 0), (("--top-k", 5), 1), (("--top-k", 0), 1), (("--top-p", 0.5), 1)):
+        code, out, err = run("generate", speaking, "x", "--max-new-tokens", 1, "--json", *options)
+        assert code == 0 and json.loads(out)["settings"]["temperature"] == temperature, err
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(run: Run, port: Port, tmp_path: Path) -> None:

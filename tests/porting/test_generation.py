@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 import porting
+from porting.devices import Device
 from porting.errors import InputError, UsageError
 from porting.generation import SamplingSettings, StopStrings, generate, generate_tokens, text_side
 from porting.types import State, TensorSpec
@@ -31,6 +32,7 @@ class ToySession:
     """
 
     def __init__(self, vocab: int = VOCAB, script: dict[int, int] | None = None, keeps: bool = True) -> None:
+        self.device = Device("cpu", 0, {})
         self.inputs = (TensorSpec("input_ids", "int64", ("batch", "sequence")),)
         if keeps:
             self.inputs += (TensorSpec("logits_to_keep", "int64", ()),)
