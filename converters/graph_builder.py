@@ -85,8 +85,16 @@ class GraphBuilder:
         self._nodes.append(node)
         return node.outputs[0]
 
-    def graph(self, state: StateSpec, defaults: Mapping[str, int | float]) -> Graph:
-        """The finished graph."""
+    def graph(
+        self,
+        state: StateSpec,
+        defaults: Mapping[str, int | float],
+        ranges: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Graph:
+        """The finished graph.
+
+        ranges: integer input name -> (low, high), what its numbers may be: low <= number < high
+        """
         graph = ir.Graph(
             self._inputs,
             self._outputs,
@@ -95,7 +103,7 @@ class GraphBuilder:
             opset_imports={"": OPSET},
             name=self.name,
         )
-        return Graph(ir.Model(graph, ir_version=IR_VERSION, producer_name="porting"), state, defaults)
+        return Graph(ir.Model(graph, ir_version=IR_VERSION, producer_name="porting"), state, defaults, ranges or {})
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)  # type: ignore[arg-type]

@@ -253,6 +253,7 @@ def _program(model: Path, manifest: Mapping[str, Any]) -> Program:
             StateSpec(pairs, None if length is None else _text(length), advance),
             {name: _number(value) for name, value in defaults.items()},
             {name: _text(version) for name, version in runtimes.items()},
+            {name: _range(bounds) for name, bounds in manifest.get("ranges", {}).items()},  # ports from before them have none
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PortError(
@@ -277,6 +278,12 @@ def _number(value: Any) -> int | float:
     if type(value) not in (int, float):
         raise TypeError(f"expected a number, got {_shown(value)}")
     return value
+
+
+def _range(value: Any) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2 or any(type(bound) is not int for bound in value) or value[0] >= value[1]:
+        raise ValueError(f"expected a range of two integers, got {_shown(value)}")
+    return value[0], value[1]
 
 
 def _axis(value: Any) -> int:

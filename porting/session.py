@@ -1,12 +1,13 @@
 """The session a user holds: one interface over every backend.
 
-It checks feeds once, fills in defaults, converts DLPack arrays in and out, and keeps the length and the capacity of a state.
+It checks feeds once (names, dtypes, shapes, ranges), fills in defaults, converts DLPack arrays in and out, and keeps the length and the capacity of a state.
 Backends behind it trust what they get (porting/types.py, BackendSession).
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Session:
         self._specs = {i.name: (dtype_of(i.dtype), i.shape, _fixed(i)) for i in self.inputs}
         self._batch_axes = [(i.name, i.shape.index("batch")) for i in self.inputs if "batch" in i.shape]
         self._defaults = {name: self._default(name, value) for name, value in program.defaults.items()}
+        self._ranges = [(name, *self._range(name, bounds)) for name, bounds in program.ranges.items()]
 
     @property
     def placement(self) -> Mapping[str, str]:
@@ -55,15 +57,20 @@ class Session:
         """
         if not self.program.state.pairs:
             raise UsageError("this program keeps no state", next="call run(feeds) without a state")
-        return self._session.new_state(capacity if self.program.state.length else 0, batch)
+        state = self._session.new_state(capacity if self.program.state.length else 0, batch)
+        state.owner = weakref.ref(self)
+        return state
 
     def run(self, feeds: Mapping[str, Array], state: State | None = None) -> dict[str, Array]:
         """Run once.
 
         feeds:   input name -> array; numpy, or anything that speaks DLPack. Inputs with a default may be left out
-        state:   from new_state; updated in place and advanced. Without one a program with state starts from an empty one
+        state:   from new_state of this session; updated in place and advanced. Without one a program with state starts from
+                 an empty one
         returns: output name -> array of the kind that was fed, state left out
-        raises:  InputError for a wrong name, dtype, rank or fixed dimension; RuntimeFailed when the device breaks
+        raises:  InputError for a wrong name, dtype, rank or fixed dimension, for a number outside the range of its input,
+                 for no rows or no positions to advance by, and for a length of the state above what was written;
+                 UsageError for a state of another session; RuntimeFailed when the device breaks
         """
         if self._closed:
             raise UsageError("the session is closed")
@@ -92,24 +99,49 @@ class Session:
         spec = self.program.state
         step = arrays[spec.advance[0]].shape[spec.advance[1]] if spec.advance else 0
         batch = self._batch(arrays)
+        if spec.advance and (step < 1 or batch < 1):
+            raise self._nothing_to_run(arrays[spec.advance[0]])
         if state is None:
             state = self._session.new_state(step if spec.length else 0, batch)
+        elif state.owner is None or state.owner() is not self:
+            raise UsageError(
+                "the state was made by another session; a state belongs to the session that made it",
+                where="session.run",
+                next="make one with new_state() of this session",
+            )
         if spec.length is None:
             return self._session.run(arrays, state)
-        length = np.asarray(state.length)
-        if length.dtype != np.int64 or length.shape != (batch,) or length.min(initial=0) < 0:
-            raise InputError(
-                f"a state for {batch} rows needs a length of {batch} int64 numbers from 0 up, "
-                f"got {length.dtype}{list(length.shape)}: {length}",
-                where="session.run",
-                next="make the state with new_state(batch=...); lower its length to rewind, change nothing else",
-            )
+        length = self._checked_length(state, batch)
         state.length = length
         self._make_room(state, step)
+        # from here on what lies beyond `length` is another history, or half written should the run fail
+        state.written = length.copy()
         arrays[spec.length] = length
         outputs = self._session.run(arrays, state)
         state.length = length + step
+        state.written = length + step
         return outputs
+
+    def _checked_length(self, state: State, batch: int) -> np.ndarray:
+        """The length of a state that `batch` rows are to be run with. raises: InputError"""
+        length, written = np.asarray(state.length), state.written
+        rows = (batch,)
+        if length.dtype != np.int64 or length.shape != rows or written.shape != rows or length.min(initial=0) < 0:
+            made = f" for a state of {len(written)} rows" if written.shape != rows else ""
+            raise InputError(
+                f"a state for {batch} rows needs a length of {batch} int64 numbers from 0 up, "
+                f"got {length.dtype}{list(length.shape)}{made}: {length}",
+                where="session.run",
+                next="make the state with new_state(batch=...); lower its length to rewind, change nothing else",
+            )
+        if (length > written).any():
+            row = int((length > written).argmax())
+            raise InputError(
+                f"the state's length is {length[row]} in row {row}, where {written[row]} positions were written",
+                where="session.run",
+                next="lower its length to rewind; only a run raises it",
+            )
+        return length
 
     def _batch(self, arrays: dict[str, np.ndarray]) -> int:
         """Rows of this run: the dimension called "batch", else dimension 0 of the input that the state advances by."""
@@ -154,6 +186,13 @@ class Session:
         if len(arrays) != len(specs):
             missing = [str(i) for i in self.inputs if i.name not in arrays]
             raise InputError(f"inputs not fed: {'; '.join(missing)}", where="session.run")
+        for name, low, high in self._ranges:
+            value = arrays[name]
+            if value.size == 1:  # a decode step: no reduction
+                if not low <= value.item() < high:
+                    raise _out_of_range(name, value, low, high)
+            elif value.size and (np.minimum.reduce(value, axis=None) < low or np.maximum.reduce(value, axis=None) >= high):
+                raise _out_of_range(name, value, low, high)
         return arrays, foreign
 
     def _default(self, name: str, value: int | float) -> np.ndarray:
@@ -163,6 +202,24 @@ class Session:
         if any(not isinstance(dim, int) for dim in shape):
             raise InputError(f"input {name!r} has a default and a shape that is not fixed: {list(shape)}", where="program")
         return np.full([dim for dim in shape if isinstance(dim, int)], value, dtype)
+
+    def _range(self, name: str, bounds: tuple[int, int]) -> tuple[int, int]:
+        if name not in self._specs:
+            raise InputError(f"a range is given for {name!r}, which is no input", next=nearest(name, list(self._specs)))
+        dtype = self._specs[name][0]
+        if dtype.kind not in "iu":
+            raise InputError(f"input {name!r} has a range and no integers: {dtype}", where="program")
+        return bounds
+
+    def _nothing_to_run(self, array: np.ndarray) -> InputError:
+        assert self.program.state.advance is not None
+        name, axis = self.program.state.advance
+        return InputError(
+            f"input {name!r} has nothing to run: expected at least 1 row and 1 position along axis {axis}, "
+            f"got {array.dtype}[{', '.join(map(str, array.shape))}]",
+            where="session.run",
+            next="feed at least one position; leave empty batches out",
+        )
 
     def _unknown_input(self, name: str) -> InputError:
         hidden = [p.input for p in self.program.state.pairs] + [self.program.state.length]
@@ -180,6 +237,16 @@ class Session:
             where="session.run",
             next="cast or reshape it; nothing is converted silently",
         )
+
+
+def _out_of_range(name: str, value: np.ndarray, low: int, high: int) -> InputError:
+    place = tuple(np.argwhere((value < low) | (value >= high))[0].tolist())
+    at = f" at [{', '.join(map(str, place))}]" if place else ""
+    return InputError(
+        f"input {name!r} is out of range: expected {low} to {high - 1}, got {value[place]}{at}",
+        where="session.run",
+        next=f"feed {name!r} numbers from {low} to {high - 1}; nothing is clipped or wrapped around",
+    )
 
 
 def _fixed(spec: TensorSpec) -> tuple[tuple[int, int], ...]:

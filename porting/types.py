@@ -7,6 +7,7 @@ The way of the data, in these names:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,21 +116,24 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class Graph:
-    """A canonical or target graph: an onnx-ir model, its state table, and inputs that have a default.
+    """A canonical or target graph: an onnx-ir model, its state table, and inputs that have a default or a range.
 
     defaults: input name -> scalar used when the caller does not feed it
+    ranges:   integer input name -> (low, high), what its numbers may be: low <= number < high
     """
 
     model: ir.Model
     state: StateSpec = field(default_factory=StateSpec)
     defaults: Mapping[str, int | float] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Program:
     """What a backend prepares: a serialised target graph and what a session must know about it.
 
-    model: path of model.onnx (external data beside or below it), or the bytes of a self-contained ONNX file
+    model:  path of model.onnx (external data beside or below it), or the bytes of a self-contained ONNX file
+    ranges: as in Graph; the session refuses numbers outside, which a runtime would wrap around or break on
     """
 
     model: Path | bytes
@@ -138,6 +142,7 @@ class Program:
     state: StateSpec = field(default_factory=StateSpec)
     defaults: Mapping[str, int | float] = field(default_factory=dict)
     min_runtime: Mapping[str, str] = field(default_factory=dict)  # {"onnxruntime": "1.28"}
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 # --- backends -----------------------------------------------------------------------------------------------------
@@ -169,12 +174,16 @@ class State:
     length:   (batch,) int64, positions filled per row; the caller may lower it to rewind
     capacity: positions that fit; 0 when no axis grows
     buffers:  the backend's own objects, by input name of the pair
+    written:  (batch,) int64, positions per row that hold what was fed: the session's record, which length may not exceed
+    owner:    the session whose new_state made it, the only one that can run it
     """
 
     def __init__(self, buffers: dict[str, Any], length: np.ndarray, capacity: int) -> None:
         self.buffers = buffers
         self.length = length
         self.capacity = capacity
+        self.written = length.copy()  # not the same array: the caller may write into length
+        self.owner: weakref.ref[Any] | None = None
 
 
 class BackendSession(Protocol):

@@ -25,6 +25,7 @@ from .rope import Rope
 # its graph would take for ever before the tensors show it.
 MOST_LAYERS = 1000
 MOST_HEAD_DIM = 1 << 14
+MOST_KEPT = 1 << 31  # more than any context: asking for more positions than there are gives all of them
 MASK = "porting.mask"  # on Attention nodes: "causal" or "causal,window=N", what the explicit mask input holds
 
 
@@ -320,6 +321,7 @@ def head(g: GraphBuilder, weights: Weights, x: ir.Value, keep: ir.Value, vocab: 
 
 
 def finish(g: GraphBuilder, cache: Cache, logits: ir.Value, vocab: int) -> Graph:
-    """Declare the outputs, logits first."""
+    """Declare the outputs, logits first, and what the inputs of `decoder_inputs` may hold."""
     g.output(logits, "logits", "float32", ("batch", "kept", vocab))
-    return g.graph(cache.finish(), {"logits_to_keep": 0})
+    ranges = {"input_ids": (0, vocab), "logits_to_keep": (0, MOST_KEPT)}
+    return g.graph(cache.finish(), {"logits_to_keep": 0}, ranges)
