@@ -16,11 +16,13 @@ from tiny import OWN, make
 
 from porting.conversion import canonical_graph, convert
 from porting.converters.checkpoints.open import open_checkpoint
+from porting.converters.checkpoints.port import PortCheckpoint
 from porting.converters.passes.tables import lower
 from porting.inputs import cases_of
 from porting.port_folder import Port
 from porting.port_writer import Source, write_port
 from porting.reference import UpstreamReference
+from porting.session import Session
 from porting.types import Checkpoint, Graph
 from porting.validation import judge
 from porting.weights import stream_of
@@ -241,6 +243,87 @@ def test_a_fault_is_seen_by_the_checks_that_should(
 @pytest.mark.parametrize("name", MODELS)
 def test_without_a_fault_everything_holds(name: str, precision: str, models: Mapping[str, Model], tmp_path: Path) -> None:
     assert failing(models[name], faulty_port(models[name], tmp_path / "port", precision, Fault(name))) == []
+
+
+BOTH = {
+    "nodes on another device",
+    "weights that are not the source's, rounded to nearest",
+    "fidelity: relative error of logits",
+    "chunked run: relative error of logits",
+    "quality: mean KL divergence, nats",
+    "quality: top-1 agreement",
+}
+OF_PRECISION = {
+    "fp32": {"fidelity to the reference: relative error of logits"},
+    "int8": {
+        "source in fp32 to the reference: relative error of logits",
+        "fidelity, float activations: relative error of logits",
+        "chunked run, float activations: relative error of logits",
+    },
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_pass_says_everything_that_was_checked(precision: str, models: Mapping[str, Model], tmp_path: Path) -> None:
+    """A check that is no longer made would otherwise be missed by nobody: what is left still passes."""
+    model = models["llama"]
+    verdict = judge(faulty_port(model, tmp_path / "port", precision, Fault()), model.reference, "cpu", source=model.checkpoint)
+    names = [check.name for check in verdict.checks]
+    assert verdict.verdict == "pass" and len(names) == len(set(names))
+    assert set(names) == BOTH | OF_PRECISION[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_node_on_another_device_fails_the_verdict(
+    precision: str, models: Mapping[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = faulty_port(models["llama"], tmp_path / "port", precision, Fault())
+    monkeypatch.setattr(Session, "placement", property(lambda session: {"first": "cpu", "second": "cuda:0"}))
+    assert failing(models["llama"], port) == ["nodes on another device"]
+
+
+BITS = {"int8": 8, "int4": 4}
+
+
+@pytest.mark.parametrize("precision", BITS)
+def test_one_code_beside_the_nearest_is_seen(precision: str, models: Mapping[str, Model], tmp_path: Path) -> None:
+    """The smallest thing that can be wrong with a code: the weight nearest to the middle of two codes has the other of them.
+
+    Its error is then just above the half step that rounding to nearest leaves, so the bound has no room for more.
+    """
+    model, bits, kept = models["llama"], BITS[precision], dict[str, np.ndarray]()
+
+    def keep(name: str) -> Change:
+        def change(array: np.ndarray) -> np.ndarray:
+            kept[name] = array
+            return array
+
+        return change
+
+    right = faulty_port(
+        model, tmp_path / "right", precision, Fault(stored={f"{QUERY}.{n}": keep(n) for n in ("codes", "scales")})
+    )
+    assert not [name for name in failing(model, right) if name.startswith(WEIGHTS)]
+    source = load_file(model.folder / "model.safetensors")[QUERY]  # (n_out, n_in)
+    per_byte, block = 8 // bits, kept["codes"].shape[-1] * 8 // bits
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits  # the low bits hold the first code
+    codes = ((kept["codes"][..., None] >> shifts) & (2**bits - 1)).reshape(len(source), -1)[:, : source.shape[1]]
+    half = np.repeat(kept["scales"].reshape(len(source), -1) / 2, block, axis=1)[:, : source.shape[1]]
+    error = (PortCheckpoint(right).rows(QUERY, 0, len(source)) - source) / half  # from -1 to 1
+    usable = (codes > 0) & (codes < 2**bits - 1) & (np.abs(error) < 0.99)
+    row, column = np.unravel_index(int(np.argmax(np.where(usable, np.abs(error), 0))), error.shape)
+    moved = 2 - abs(float(error[row, column]))
+    assert 1.01 <= moved < 1.1
+
+    def beside(array: np.ndarray) -> np.ndarray:
+        byte, place = divmod(int(column), per_byte)
+        step = (-1 if error[row, column] > 0 else 1) << (place * bits)  # `usable` keeps it within its own bits
+        flat = array.reshape(len(source), -1)
+        flat[row, byte] = int(flat[row, byte]) + step
+        return flat.reshape(array.shape)
+
+    wrong = faulty_port(model, tmp_path / "wrong", precision, Fault(stored={f"{QUERY}.codes": beside}))
+    assert [name for name in failing(model, wrong) if name.startswith(WEIGHTS)]
 
 
 @pytest.mark.parametrize("architecture", [LLAMA, *(pytest.param(a, marks=pytest.mark.slow) for a in (MISTRAL, QWEN2, QWEN3))])
