@@ -108,7 +108,7 @@ class Golden:
                     os.unlink(name)
                 raise
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             kind = OutOfResources if full else InputError
             raise kind(f"cannot write a golden: {error.strerror}", where=str(path)) from error
 
