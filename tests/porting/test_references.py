@@ -192,7 +192,7 @@ def test_a_golden_of_one_position_shows_no_cache(golden: Golden, port: Port) -> 
 
 
 def test_a_vocabulary_of_another_size_in_a_golden(golden: Golden, port: Port) -> None:
-    ids = np.ones((1, 3), np.int64)
+    ids = np.array([[1, 2, 3]], np.int64)
     logits = np.random.default_rng(0).standard_normal((1, 3, 77), np.float32)
     case = GoldenCase({"input_ids": ids}, {"logits": sketch(logits, top_k=4)})
     with pytest.raises(InputError, match="expected float32"):
