@@ -27,8 +27,9 @@ Array = Any  # numpy.ndarray, or whatever speaks DLPack (a torch tensor): the ca
 class TensorSpec:
     """Name, dtype and shape of one input, output or piece of state.
 
-    dtype: numpy's name ("float32", "int64", "bool", "float16"), or ml_dtypes' ("bfloat16")
-    shape: ints are fixed, strings are named symbols ("batch"), None is unknown
+    dtype: numpy's name ("float32", "int64", "bool", "float16"), or ml_dtypes' ("bfloat16"); "string" is an object array of str;
+           "sequence(float32)" is a list of arrays of that dtype
+    shape: ints are fixed, strings are named symbols ("batch"), None is unknown; of a sequence the shape of its elements, () when unknown
     """
 
     name: str
@@ -83,6 +84,60 @@ class Checkpoint(Protocol):
 
     def side_files(self) -> Mapping[str, bytes]:
         """tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja: what exists or can be made."""
+
+
+class Original(Protocol):
+    """The untouched model, run as its own format is meant to be run: what a port of a graph is compared with."""
+
+    description: str  # for the report: "onnxruntime 1.31.1 on the untouched file, no optimisations"
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Output name -> array, named as the source's `outputs`. raises: InputError when the model does not take the feeds"""
+
+    def close(self) -> None:
+        """Give everything back. Safe to call twice."""
+
+
+@runtime_checkable
+class GraphSource(Protocol):
+    """A model that comes as a graph: an .onnx file, or what an exporter makes of a torch program.
+
+    path:     the file, for names in reports; of a module that is made by Python code a path with the factory's name
+    format:   "onnx", "torch", "torch-export" (.pt2) or "torchscript"
+    name:     what the model is called: the class of a torch module, the name of an ONNX graph
+    facts:    JSON-able, into port.json: which exporter made it, opset, producer
+    files:    what was read, for hashing
+    examples: feeds that the user gave, by input name; empty when none were
+    """
+
+    path: Path
+    format: str
+    name: str
+    facts: Mapping[str, Any]
+
+    @property
+    def files(self) -> Sequence[Path]: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def examples(self) -> Sequence[Mapping[str, Any]]: ...
+    @property
+    def onnx_path(self) -> Path:
+        """The model as ONNX before any pass: the file itself, or the exporter's."""
+
+    def graph(self) -> Graph:
+        """What is in `onnx_path`, every node named, weights as streams."""
+
+    def accounting(self) -> Mapping[str, Any]:
+        """{"used": [tensor names], "dropped": [{"name", "reason"}], "parameters": count}"""
+
+    def original(self) -> Original:
+        """The untouched model, ready to run."""
+
+    def close(self) -> None:
+        """Remove what was made for the export. Safe to call twice."""
 
 
 # --- graphs and programs ------------------------------------------------------------------------------------------
