@@ -50,6 +50,7 @@ class Stream:
     sources:  checkpoint tensors that are consumed
     stored:   where the only output already lies on disk byte for byte, if it does
     make:     (start, stop) -> one array per output; called through the method of that name, which checks what it gives
+    infinite: whether Inf is a value like any other, as in the mask that an exporter stored; a trained weight is never infinite
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Stream:
         sources: Sequence[str],
         make: Callable[[int, int], Sequence[np.ndarray]],
         stored: StoredTensor | None = None,
+        infinite: bool = False,
     ) -> None:
         self.outputs = tuple(outputs)
         self.rows = rows
         self.sources = tuple(sources)
         self.stored = stored
+        self.infinite = infinite
         self._make = make
 
     def make(self, start: int, stop: int) -> Sequence[np.ndarray]:
@@ -93,6 +96,8 @@ class Stream:
         if array.dtype.kind in "biu":
             return
         finite = is_finite(array)
+        if self.infinite and not finite.all():
+            finite = ~np.isnan(array)
         if finite.all():
             return
         bad = np.unravel_index(int(np.argmin(finite)), array.shape)
@@ -137,6 +142,17 @@ def source_stream(checkpoint: Checkpoint, name: str, dtype: str = "float32") -> 
 
     rows = shape[0] if shape else 1
     return Stream([TensorSpec(name, dtype, shape)], rows, [name], make, tensor if same else None)
+
+
+def array_stream(name: str, array: np.ndarray) -> Stream:
+    """An array in memory that a pass has made, as a stream, so that it is written outside the graph. Inf is allowed."""
+    whole = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes a vector of a scalar
+
+    def make(start: int, stop: int) -> tuple[np.ndarray]:
+        return (whole[start:stop] if whole.ndim else whole,)
+
+    rows = whole.shape[0] if whole.ndim else 1
+    return Stream([TensorSpec(name, whole.dtype.name, whole.shape)], rows, [], make, infinite=True)
 
 
 def tensors_of(stream: Stream) -> list[ir.LazyTensor]:
