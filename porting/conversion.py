@@ -1,36 +1,45 @@
-"""checkpoint -> canonical graph -> target graph -> port."""
+"""source -> canonical graph -> target graph -> port."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from porting.errors import CheckpointError, OutOfResources, UnsupportedModel, nearest
+from porting.errors import CheckpointError, OutOfResources, UnsupportedModel, UsageError, nearest
 from porting.port_folder import Port
 from porting.port_writer import Source, require_free, write_port
 from porting.progress import silent
 from porting.registry import ARCHITECTURE_GROUP, load_architecture, names
-from porting.targets import find_target, resolve_precision
-from porting.types import Checkpoint, Graph
+from porting.sources import opened
+from porting.targets import Target, find_target, resolve_precision
+from porting.types import Checkpoint, Graph, GraphSource, is_graph
 
-KIND = "causal-lm"
+LANGUAGE_MODEL = "causal-lm"  # what a port is, as port.json says it; the default of an architecture's KIND
+ENCODER = "encoder"
+GRAPH = "graph"
 # onnxruntime 1.28 is the first whose Attention aligns the causal mask of a padded cache rightly; older ones also lack TensorScatter
 MIN_RUNTIME = {"onnxruntime": "1.28"}
 
 
 @dataclass(frozen=True)
 class Canonical:
-    """A checkpoint as a canonical graph.
+    """A source as a canonical graph.
 
-    tensors: the accounting, {"used": [...], "dropped": [{"name", "reason"}]}
+    kind:    "causal-lm", "encoder" or "graph"
+    config:  of a checkpoint its config.json; of a graph where it came from, and its inputs and outputs
+    tensors: the accounting, {"used": [...], "dropped": [{"name", "reason"}], "parameters": count}
+    applied: the passes that made it canonical, as port.json lists them
     """
 
     graph: Graph
+    kind: str
     architecture: str
-    checkpoint: Checkpoint
+    source: Checkpoint | GraphSource
+    config: Mapping[str, Any]
     tensors: Mapping[str, Any]
+    applied: Sequence[Mapping[str, Any]] = ()
 
 
 def architecture_of(checkpoint: Checkpoint) -> str:
@@ -45,25 +54,65 @@ def architecture_of(checkpoint: Checkpoint) -> str:
     return listed[0]
 
 
-def canonical_graph(checkpoint: Checkpoint) -> Canonical:
-    """Build the canonical graph straight from the files: no torch, no weight is read.
+def canonical_graph(source: Checkpoint | GraphSource) -> Canonical:
+    """Build the canonical graph straight from the files: no weight is read, and no torch is needed but for a torch program.
 
-    raises: UnsupportedModel (architecture or config key), CheckpointError (missing, misshapen or left-over tensors, all named)
+    raises: UnsupportedModel (architecture, config key, operator), CheckpointError (missing, misshapen or left-over tensors, all named)
     """
+    if is_graph(source):
+        from porting.converters.passes.canonical import canonical
+
+        graph, applied = canonical(source.graph())
+        return Canonical(graph, GRAPH, source.name, source, graph_config(source), source.accounting(), applied)
     from porting.converters.accounting import Weights
 
-    name = architecture_of(checkpoint)
+    name = architecture_of(source)
     module = load_architecture(name)
     if module is None:
         known = names(ARCHITECTURE_GROUP)
         raise UnsupportedModel(f"architecture {name!r} is not covered", where="config.json", next=nearest(name, known))
-    weights = Weights(checkpoint, getattr(module, "DROPPABLE", {}))
-    graph = module.build(checkpoint.config, weights)
-    return Canonical(graph, name, checkpoint, weights.finish())
+    weights = Weights(source, getattr(module, "DROPPABLE", {}))
+    graph = module.build(source.config, weights)
+    return Canonical(graph, getattr(module, "KIND", LANGUAGE_MODEL), name, source, dict(source.config), weights.finish())
+
+
+def graph_config(source: GraphSource) -> dict[str, Any]:
+    """What port.json says of a model that came as a graph."""
+    return {**source.facts, "inputs": [str(i) for i in source.inputs], "outputs": [str(o) for o in source.outputs]}
+
+
+def precision_of(canonical: Canonical, target: Target, precision: str | None) -> str:
+    """The precision to write, see `resolve_precision`. A graph keeps what it computes in: "fp32", or "source" where it holds half floats.
+
+    raises: UsageError
+    """
+    if not is_graph(canonical.source):
+        return resolve_precision(target, precision, {t.dtype for t in canonical.source.tensors.values()})
+    resolve_precision(target, None, set())  # is the target written at all
+    own = "source" if _half_floats(canonical.graph) else "fp32"
+    if precision not in (None, "source", own):
+        raise UsageError(
+            f"a model that comes as a graph keeps what it computes in ({'half floats are in it' if own == 'source' else 'fp32'}), "
+            f"and is not rewritten to {precision!r}",
+            where="--precision",
+            next="leave it out; int8 and int4 are for language models and encoders from their checkpoints",
+        )
+    return own
+
+
+def _half_floats(graph: Graph) -> bool:
+    import onnx_ir as ir
+
+    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    for body in (graph.model.graph, *graph.model.graph.subgraphs()):
+        values = [*body.inputs, *body.outputs, *body.initializers.values(), *(o for node in body for o in node.outputs)]
+        if any(v.dtype in half for v in values):
+            return True
+    return False
 
 
 def convert(
-    source: str | Path,
+    source: Any,
     output: str | Path,
     target: str = "cpu",
     precision: str | None = None,
@@ -74,49 +123,86 @@ def convert(
     resume: bool = False,
     stop_after: str | None = None,
     progress: Any = silent,
+    example_inputs: Any = None,
+    dynamic: Mapping[str, Any] | None = None,
+    state: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
 ) -> Port:
-    """Convert a checkpoint into a port. Nothing is compared here: `validate` does that.
+    """Convert a model into a port. Nothing is compared here: `validate` does that.
 
-    source:     a Hugging Face folder or a GGUF file
-    precision:  "fp32", "int8", "int4" (weights), or "source"
-    weights:    "link" or "copy"
-    max_ram:    bytes; refused before anything is written when the forecast is higher
-    resume:     go on where a killed run stopped; the result has identical bytes
-    stop_after: end with this pass, to bisect a wrong answer
-    raises:     PortingError with the exit code of the command
+    source:         a Hugging Face folder, a GGUF file, an .onnx file, a torch module, or what `open_source` gave
+    precision:      "fp32", "int8", "int4" (weights), or "source"; a graph keeps its own
+    weights:        "link" or "copy"
+    max_ram:        bytes; refused before anything is written when the forecast is higher
+    resume:         go on where a killed run stopped; the result has identical bytes
+    stop_after:     end with this pass, to bisect a wrong answer
+    example_inputs: of a torch module: a tuple of tensors, or a mapping by name; a list of those for several
+    dynamic:        of a torch module: input name -> {axis: name} of the dimensions that are free
+    state:          input name -> output name of what a graph carries from run to run
+    allow_pickle:   run the code that is in a .pt2, a TorchScript file or a pickle
+    raises:         PortingError with the exit code of the command
     """
-    from porting.converters.checkpoints.open import open_checkpoint
-    from porting.converters.passes.tables import lower
-
     wanted = find_target(target)
     destination = Path(output)
     require_free(destination, force)
-    checkpoint = open_checkpoint(source)
-    canonical = canonical_graph(checkpoint)
-    chosen = resolve_precision(wanted, precision, {t.dtype for t in checkpoint.tensors.values()})
-    side = dict(checkpoint.side_files())
+    options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
+    with opened(source, **options) as found:
+        canonical = canonical_graph(found)
+        return write_canonical(
+            canonical,
+            destination,
+            wanted,
+            precision_of(canonical, wanted, precision),
+            weights=weights,
+            max_ram=max_ram,
+            force=force,
+            resume=resume,
+            stop_after=stop_after,
+            progress=progress,
+        )
+
+
+def write_canonical(
+    canonical: Canonical,
+    destination: Path,
+    target: Target,
+    precision: str,
+    *,
+    weights: str = "link",
+    max_ram: int | None = None,
+    force: bool = False,
+    resume: bool = False,
+    stop_after: str | None = None,
+    progress: Any = silent,
+) -> Port:
+    """Lower a canonical graph to its target and write the port. As `convert`, which has the arguments."""
+    from porting.converters.passes.tables import lower
+
+    source = canonical.source
+    side = {} if is_graph(source) else dict(source.side_files())
     if max_ram is not None:
-        require_ram(canonical, chosen, max_ram, sum(map(len, side.values())))
-    graph, applied = lower(canonical.graph, wanted.kind, chosen, stop_after)
+        require_ram(canonical, precision, max_ram, sum(map(len, side.values())))
+    graph, applied = lower(canonical.graph, target.kind, precision, stop_after)
     manifest = {
-        "kind": KIND,
+        "kind": canonical.kind,
         "architecture": canonical.architecture,
-        "config": dict(checkpoint.config),
-        "target": wanted.name,
-        "precision": chosen,
+        "config": dict(canonical.config),
+        "target": target.name,
+        "precision": precision,
         "tensors": canonical.tensors,
-        "passes": applied,
+        "passes": [*canonical.applied, *applied],
         "min_runtime": MIN_RUNTIME,
     }
-    files = Source(checkpoint.format, tuple(checkpoint.files), side)
-    return write_port(graph, destination, manifest, files, weights=weights, force=force, resume=resume, progress=progress)
+    files = Source(source.format, tuple(source.files), side)
+    kept = "copy" if is_graph(source) and source.onnx_path not in source.files else weights  # an export is gone afterwards
+    return write_port(graph, destination, manifest, files, weights=kept, force=force, resume=resume, progress=progress)
 
 
 def require_ram(canonical: Canonical, precision: str, limit: int, side_bytes: int) -> None:
     """Refuse a conversion whose forecast is above `limit` bytes. raises: OutOfResources"""
     from porting.forecast import forecast_ram
 
-    needed = forecast_ram(canonical.checkpoint, precision, side_bytes)
+    needed = forecast_ram(canonical.source, precision, side_bytes)
     if needed > limit:
         raise OutOfResources(
             f"the conversion is forecast to need {needed / 2**20:.0f} MiB of memory, {limit / 2**20:.0f} MiB are allowed",

@@ -7,11 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import canonical_graph
+from porting.conversion import Canonical, canonical_graph, precision_of
 from porting.errors import UsageError, nearest
 from porting.port_layout import Layout, not_worth_linking, serialised
-from porting.targets import find_target, stored_precision
-from porting.types import Checkpoint, Graph
+from porting.sources import opened
+from porting.targets import Target, find_target, stored_precision
+from porting.types import Checkpoint, Graph, GraphSource, is_graph
 from porting.weights import STRIPE_BYTES, nbytes_of, stream_of
 
 SCHEMA = "porting.plan/1"
@@ -26,6 +27,13 @@ FORMAT_RSS = {"gguf": 14 << 20}  # the gguf package and the table of tokens
 SIDE_COPIES = {"gguf": 18}  # of the side files' bytes; a GGUF file's tokenizer is made from the table
 SIDE_COPIES_READ = 4
 STRIPE_COPIES = {"fp32": 3.5, "int8": 14.2, "int4": 24.0}
+
+# Of a graph: the same interpreter with onnx as well; its nodes with their values and shapes; and of a torch program torch itself, its
+# module and what the exporter makes of it.
+GRAPH_BASE_RSS = 120 << 20
+NODE_RSS = 24 << 10
+TORCH_BASE_RSS = 600 << 20
+TORCH_COPIES = 4
 
 # Two cores of a Sapphire Rapids server, page cache warm (benchmarks/convert_speed.py); a forecast, not a promise.
 BASE_SECONDS = 1.0
@@ -57,8 +65,13 @@ def weight_bytes(checkpoint: Checkpoint, precision: str) -> int:
     return int(total)
 
 
-def forecast_ram(checkpoint: Checkpoint, precision: str, side_bytes: int) -> int:
-    """Peak resident bytes of the conversion: fixed, whatever the size of the model, but for its table of names and its tokenizer."""
+def forecast_ram(checkpoint: Checkpoint | GraphSource, precision: str, side_bytes: int) -> int:
+    """Peak resident bytes of the conversion: fixed, whatever the size of the model, but for its table of names and its tokenizer.
+
+    A graph has its nodes in memory, and a torch program its weights, once in the module and once in what the exporter makes.
+    """
+    if is_graph(checkpoint):
+        return _graph_ram(checkpoint)
     largest = max((4 * math.prod(t.shape) for t in checkpoint.tensors.values()), default=0)
     per_stripe = min(STRIPE_BYTES, largest)
     return int(
@@ -70,30 +83,50 @@ def forecast_ram(checkpoint: Checkpoint, precision: str, side_bytes: int) -> int
     )
 
 
-def plan(source: str | Path, target: str = "cpu", precision: str | None = None, *, weights: str = "link") -> dict[str, Any]:
+def _graph_ram(source: GraphSource) -> int:
+    nodes = sum(1 for _ in source.graph().model.graph.all_nodes())
+    parameters = int(source.accounting()["parameters"])
+    if source.onnx_path in source.files:
+        return GRAPH_BASE_RSS + NODE_RSS * nodes + int(STRIPE_COPIES["fp32"] * min(STRIPE_BYTES, 4 * parameters))
+    return TORCH_BASE_RSS + NODE_RSS * nodes + TORCH_COPIES * 4 * parameters
+
+
+def plan(
+    source: Any, target: str = "cpu", precision: str | None = None, *, weights: str = "link", **options: Any
+) -> dict[str, Any]:
     """Forecast a conversion.
 
+    source:  as `porting.convert` takes it; a torch program has to be exported for it, everything else is read from headers alone
+    options: of `open_source`
     returns: a JSON-able object: peak_ram_bytes, written_bytes, linked_bytes, seconds, weights_bytes, cards_at_least (None when the memory of the
              target is not known), notes
     raises:  as `convert` does for a checkpoint that it would refuse
     """
-    from porting.converters.checkpoints.open import open_checkpoint
-    from porting.converters.passes.tables import lower
-
     wanted = find_target(target)
-    checkpoint = open_checkpoint(source)
-    graph = canonical_graph(checkpoint).graph
-    notes = list(wanted.notes)
-    chosen = stored_precision({t.dtype for t in checkpoint.tensors.values()}) if precision == "source" else precision or "fp32"
-    if chosen not in PRECISION_NAMES:
-        raise UsageError(f"no forecast for precision {chosen!r}", where="--precision", next=nearest(chosen, PRECISION_NAMES))
     if weights not in ("link", "copy"):
         raise UsageError(f"unknown way to keep weights: {weights!r}", where="--weights", next="known: link, copy")
-    size = weight_bytes(checkpoint, chosen)
-    side_bytes = sum(map(len, checkpoint.side_files().values()))
-    if chosen in wanted.precisions:
-        target_graph, _ = lower(graph, wanted.kind, chosen)
-        layout = _layout(target_graph, weights)
+    with opened(source, **options) as found:
+        canonical = canonical_graph(found)
+        if is_graph(found):
+            return _plan(canonical, wanted, precision_of(canonical, wanted, precision), weights, 0)
+        stored = {t.dtype for t in found.tensors.values()}
+        chosen = stored_precision(stored) if precision == "source" else precision or "fp32"
+        if chosen not in PRECISION_NAMES:
+            raise UsageError(
+                f"no forecast for precision {chosen!r}", where="--precision", next=nearest(chosen, PRECISION_NAMES)
+            )
+        return _plan(canonical, wanted, chosen, weights, sum(map(len, found.side_files().values())))
+
+
+def _plan(canonical: Canonical, wanted: Target, chosen: str, weights: str, side_bytes: int) -> dict[str, Any]:
+    from porting.converters.passes.tables import lower
+
+    source, notes = canonical.source, list(wanted.notes)
+    graph = is_graph(source)
+    size = _graph_bytes(canonical.graph) if is_graph(source) else weight_bytes(source, chosen)
+    if graph or chosen in wanted.precisions:
+        target_graph, _ = lower(canonical.graph, wanted.kind, chosen)
+        layout = _layout(target_graph, "copy" if graph and source.onnx_path not in source.files else weights)
         linked, written = layout.linked_bytes, layout.size + len(serialised(target_graph, layout)) + side_bytes
         if layout.links:
             notes.append("linked bytes need a port on the source's file system; elsewhere they are copied")
@@ -102,18 +135,24 @@ def plan(source: str | Path, target: str = "cpu", precision: str | None = None, 
         linked, written = 0, size + side_bytes
     return {
         "schema": SCHEMA,
-        "source": Path(source).name,
+        "source": source.path.name,
         "target": wanted.name,
         "precision": chosen,
         "weights_bytes": size,
         "linked_bytes": linked,
         "written_bytes": written,
-        "peak_ram_bytes": forecast_ram(checkpoint, chosen, side_bytes),
-        "seconds": _seconds(checkpoint, chosen, linked),
+        "peak_ram_bytes": forecast_ram(source, chosen, side_bytes),
+        "seconds": _seconds(size if graph else 4 * _parameters(source), chosen, linked),
         "cards_at_least": None if wanted.memory is None else max(1, math.ceil(size / wanted.memory)),
         "device_memory_bytes": wanted.memory,
         "notes": notes,
     }
+
+
+def _graph_bytes(graph: Graph) -> int:
+    """Bytes of a graph's weights, in the dtypes that they have."""
+    bodies = (graph.model.graph, *graph.model.graph.subgraphs())
+    return sum(v.const_value.nbytes for body in bodies for v in body.initializers.values() if v.const_value is not None)
 
 
 def _layout(graph: Graph, weights: str) -> Layout:
@@ -135,7 +174,10 @@ def _stream(tensor: Any) -> Any:
     return found[0] if found else None
 
 
-def _seconds(checkpoint: Checkpoint, precision: str, linked: int) -> float:
-    parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+def _parameters(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+
+
+def _seconds(nbytes: int, precision: str, linked: int) -> float:
     rate = WRITTEN_PER_SECOND.get(precision, WRITTEN_PER_SECOND["fp32"])
-    return round(BASE_SECONDS + linked / LINKED_PER_SECOND + max(0, 4 * parameters - linked) / rate, 1)
+    return round(BASE_SECONDS + linked / LINKED_PER_SECOND + max(0, nbytes - linked) / rate, 1)

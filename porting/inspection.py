@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from porting.conversion import architecture_of, canonical_graph
 from porting.errors import PortingError
 from porting.forecast import PRECISION_NAMES, weight_bytes
+from porting.sources import opened
 from porting.targets import all_targets
+from porting.types import Checkpoint, GraphSource, is_graph
 
 SCHEMA = "porting.inspect/1"
 
 
-def inspect(source: str | Path) -> dict[str, Any]:
-    """Describe a checkpoint.
+def inspect(source: Any, **options: Any) -> dict[str, Any]:
+    """Describe a model.
 
+    source:  as `porting.convert` takes it
+    options: of `open_source`
     returns: a JSON-able object: format, architecture, covered (and why not), parameters, dtypes (tensors, parameters and bytes each), files,
-             tokenizer, bytes per precision, and the targets whose one device holds the weights
+             tokenizer, bytes per precision, and the targets whose one device holds the weights; of a graph also inputs, outputs, operators
     raises:  CheckpointError, InputError for a source that cannot be read
     """
-    from porting.converters.checkpoints.open import open_checkpoint
+    with opened(source, **options) as found:
+        return _of_graph(found) if is_graph(found) else _of_checkpoint(found)
 
-    checkpoint = open_checkpoint(source)
+
+def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     tensors = checkpoint.tensors.values()
     count, parameters, size = Counter[str](), Counter[str](), Counter[str]()
     for t in tensors:
@@ -37,26 +42,68 @@ def inspect(source: str | Path) -> dict[str, Any]:
         canonical_graph(checkpoint)
     except PortingError as error:
         architecture, covered, reason = str(checkpoint.config.get("architectures")), False, error.what
-    by_precision = {p: weight_bytes(checkpoint, p) for p in PRECISION_NAMES}
+    return {
+        **_description(checkpoint, architecture, covered, reason, count, parameters, size),
+        "side_files": sorted(checkpoint.side_files()),
+        "config": {k: checkpoint.config[k] for k in _SHOWN if k in checkpoint.config},
+        **_fits({p: weight_bytes(checkpoint, p) for p in PRECISION_NAMES}),
+    }
+
+
+def _of_graph(source: GraphSource) -> dict[str, Any]:
+    graph = source.graph().model.graph
+    count, parameters, size = Counter[str](), Counter[str](), Counter[str]()
+    for body in (graph, *graph.subgraphs()):
+        for value in body.initializers.values():
+            if (tensor := value.const_value) is not None:
+                count[dtype := str(tensor.dtype)] += 1
+                parameters[dtype] += tensor.size
+                size[dtype] += tensor.nbytes
+    covered, reason = True, ""
+    try:
+        canonical_graph(source)
+    except PortingError as error:
+        covered, reason = False, error.what
+    operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.all_nodes())
+    return {
+        **_description(source, source.name, covered, reason, count, parameters, size),
+        "side_files": [],
+        "config": {k: v for k, v in source.facts.items() if isinstance(v, (str, int, float))},
+        "facts": dict(source.facts),
+        "inputs": [str(i) for i in source.inputs],
+        "outputs": [str(o) for o in source.outputs],
+        "operators": dict(sorted(operators.items())),
+        **_fits({"source": sum(size.values())}),
+    }
+
+
+def _description(
+    source: Checkpoint | GraphSource,
+    architecture: str,
+    covered: bool,
+    reason: str,
+    count: Counter[str],
+    parameters: Counter[str],
+    size: Counter[str],
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "source": Path(source).name,
-        "format": checkpoint.format,
+        "source": source.path.name,
+        "format": source.format,
         "architecture": architecture,
         "covered": covered,
         "reason": reason,
         "parameters": sum(parameters.values()),
-        "tensors": len(checkpoint.tensors),
+        "tensors": sum(count.values()),
         "bytes": sum(size.values()),
         "dtypes": {d: {"tensors": count[d], "parameters": parameters[d], "bytes": size[d]} for d in sorted(count)},
-        "files": [{"name": p.name, "size": p.stat().st_size} for p in checkpoint.files],
-        "side_files": sorted(checkpoint.side_files()),
-        "config": {k: checkpoint.config[k] for k in _SHOWN if k in checkpoint.config},
-        "weights_bytes": by_precision,
-        "fits": {
-            p: [t.name for t in all_targets() if t.memory is not None and t.memory >= by_precision[p]] for p in PRECISION_NAMES
-        },
+        "files": [{"name": p.name, "size": p.stat().st_size} for p in source.files],
     }
+
+
+def _fits(by_precision: dict[str, int]) -> dict[str, Any]:
+    fits = {p: [t.name for t in all_targets() if t.memory is not None and t.memory >= b] for p, b in by_precision.items()}
+    return {"weights_bytes": by_precision, "fits": fits}
 
 
 _SHOWN = (

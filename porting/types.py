@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +98,6 @@ class Original(Protocol):
         """Give everything back. Safe to call twice."""
 
 
-@runtime_checkable
 class GraphSource(Protocol):
     """A model that comes as a graph: an .onnx file, or what an exporter makes of a torch program.
 
@@ -138,6 +137,16 @@ class GraphSource(Protocol):
 
     def close(self) -> None:
         """Remove what was made for the export. Safe to call twice."""
+
+
+def is_graph(source: Any) -> TypeGuard[GraphSource]:
+    """Whether a source comes as a graph. Asks the class: looking at the object's properties would start an export."""
+    return hasattr(type(source), "original") and hasattr(type(source), "graph")
+
+
+def is_checkpoint(source: Any) -> TypeGuard[Checkpoint]:
+    """Whether a source is a checkpoint, built by the file of its architecture."""
+    return hasattr(type(source), "rows") and hasattr(source, "config")
 
 
 # --- graphs and programs ------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ ONNXRUNTIME: dict[str, Sequence[tuple[str, Pass]]] = {
         ("quantize_linear_int4", partial(quantize_linear, scheme=SCHEMES["int4"])),
     ),
 }
+ONNXRUNTIME["source"] = ONNXRUNTIME["fp32"]  # a graph that keeps its own dtypes
 # precision -> what must hold of a graph that has been through its whole table
 FINISHED: dict[str, Callable[[Graph], None]] = dict.fromkeys(SCHEMES, require_quantized)
 TABLES = {"cpu": ONNXRUNTIME, "cuda": ONNXRUNTIME}
