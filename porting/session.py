@@ -42,7 +42,9 @@ class Session:
         self.outputs = tuple(o for o in program.outputs if o.name not in hidden_out)
         self._specs = {i.name: (dtype_of(i.dtype), i.shape, _fixed(i)) for i in self.inputs}
         self._batch_axes = [(i.name, i.shape.index("batch")) for i in self.inputs if "batch" in i.shape]
-        self._defaults = {name: self._default(name, value) for name, value in program.defaults.items()}
+        defaults = {name: self._default(name, value) for name, value in program.defaults.items()}
+        self._defaults = {name: array for name, array in defaults.items() if not self._symbols(name)}
+        self._unfed = {name: array for name, array in defaults.items() if self._symbols(name)}
         self._ranges = [(name, *self._range(name, bounds)) for name, bounds in program.ranges.items()]
 
     @property
@@ -184,6 +186,8 @@ class Session:
                     raise self._misfit(name, value)
             arrays[name] = value if value.flags.c_contiguous else np.ascontiguousarray(value)
         if len(arrays) != len(specs):
+            self._fill(arrays)
+        if len(arrays) != len(specs):
             missing = [str(i) for i in self.inputs if i.name not in arrays]
             raise InputError(f"inputs not fed: {'; '.join(missing)}", where="session.run")
         for name, low, high in self._ranges:
@@ -199,9 +203,23 @@ class Session:
         if name not in self._specs:
             raise InputError(f"a default is given for {name!r}, which is no input", next=nearest(name, list(self._specs)))
         dtype, shape, _ = self._specs[name]
-        if any(not isinstance(dim, int) for dim in shape):
-            raise InputError(f"input {name!r} has a default and a shape that is not fixed: {list(shape)}", where="program")
-        return np.full([dim for dim in shape if isinstance(dim, int)], value, dtype)
+        elsewhere = {d for i in self.inputs if i.name not in self.program.defaults for d in i.shape if isinstance(d, str)}
+        if any(not isinstance(dim, int) and dim not in elsewhere for dim in shape):
+            raise InputError(
+                f"input {name!r} has a default and a shape that is not fixed by other inputs: {list(shape)}", where="program"
+            )
+        return np.full([dim if isinstance(dim, int) else 1 for dim in shape], value, dtype)
+
+    def _symbols(self, name: str) -> set[str]:
+        return {dim for dim in self._specs[name][1] if isinstance(dim, str)}
+
+    def _fill(self, arrays: dict[str, np.ndarray]) -> None:
+        """Add the defaults whose shape follows from what was fed: a mask of as many ones as there are tokens."""
+        sizes = {d: n for i in self.inputs if i.name in arrays for d, n in zip(i.shape, arrays[i.name].shape, strict=True)}
+        for name, value in self._unfed.items():
+            if name not in arrays and self._symbols(name) <= sizes.keys():
+                shape = [sizes.get(dim, dim) for dim in self._specs[name][1]]
+                arrays[name] = np.ascontiguousarray(np.broadcast_to(value, shape))
 
     def _range(self, name: str, bounds: tuple[int, int]) -> tuple[int, int]:
         if name not in self._specs:
