@@ -20,10 +20,16 @@ BACKENDS = {
 BACKEND_GROUP = "porting.backends"
 
 ARCHITECTURES = {
+    "BertForMaskedLM": "porting.converters.architectures.bert",
+    "BertModel": "porting.converters.architectures.bert",
     "LlamaForCausalLM": "porting.converters.architectures.llama",
     "MistralForCausalLM": "porting.converters.architectures.mistral",
     "Qwen2ForCausalLM": "porting.converters.architectures.qwen2",
     "Qwen3ForCausalLM": "porting.converters.architectures.qwen3",
+    "RobertaForMaskedLM": "porting.converters.architectures.roberta",
+    "RobertaModel": "porting.converters.architectures.roberta",
+    "XLMRobertaForMaskedLM": "porting.converters.architectures.xlm_roberta",
+    "XLMRobertaModel": "porting.converters.architectures.xlm_roberta",
 }
 ARCHITECTURE_GROUP = "porting.converters"
 
