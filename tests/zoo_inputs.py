@@ -11,6 +11,7 @@ from tests.model_zoo import file, speech_wav
 
 THAI = "ทดสอบการตัดคำภาษาไทย"
 KHMER = "សួស្តី"
+ARABIC = "السلام عليكم ورحمة الله"
 
 
 def speech() -> np.ndarray:
@@ -24,6 +25,12 @@ def speech() -> np.ndarray:
     taps = np.sinc(distance / 3) * np.kaiser(61, 5.0)
     filtered = np.convolve(samples, taps / taps.sum())[30 : 30 + len(samples)]
     return (filtered[::3].astype(np.float32) / 32768).astype(np.float32)
+
+
+def voice_chunks(count: int, context: int = 64) -> list[np.ndarray]:
+    """The voice in chunks of 512 samples, each behind the last samples of the one before: (1, context + 512) float32."""
+    samples = np.concatenate([np.zeros(context, np.float32), speech()])
+    return [samples[None, start : start + context + 512] for start in range(0, 512 * count, 512)]
 
 
 def tone(frequency: float, samples: int, rate: int = 16000) -> np.ndarray:
@@ -109,6 +116,12 @@ def drawn_text(text: str) -> np.ndarray:
     return np.ascontiguousarray(((np.asarray(image, np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None])
 
 
+def page() -> np.ndarray:
+    """A printed page for the text detector: (1, 3, 192, 384) float32, -1 to 1."""
+    pixels = np.asarray(picture("page").resize((384, 192)), np.float32)
+    return np.ascontiguousarray(((pixels / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None])
+
+
 def nsfw_picture(name: str) -> np.ndarray:
     """256 x 256, the middle 224 x 224 of it, blue first, the means of the training set taken off: (1, 224, 224, 3) float32."""
     from PIL import Image
@@ -124,3 +137,16 @@ def magika_bytes(content: bytes) -> np.ndarray:
     features[0, : len(first)] = list(first)
     features[0, 2048 - len(last) :] = list(last)
     return features
+
+
+def arabic_ids() -> np.ndarray:
+    """Letters of ARABIC without its vowel marks, which the model is to add: (1, 23) int64."""
+    path = file("text2tashkeel", "text2tashkeel/models/rawi_v2.vocab.json")
+    numbers = dict(json.loads(path.read_text(encoding="utf-8"))["char_to_idx"])
+    return np.array([[numbers[letter] for letter in ARABIC]])
+
+
+def random_ids(seed: int, rows: int, limits: dict[str, int]) -> dict[str, np.ndarray]:
+    """Windows of 21 ids, which those models take as floats: input name -> (rows, 21) float32, 0 <= id < limit."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.integers(0, limit, (rows, 21)).astype(np.float32) for name, limit in limits.items()}
