@@ -17,6 +17,7 @@ from porting.errors import CheckpointError, UnsupportedModel, nearest
 from porting.types import Graph, StateSpec
 
 from ..accounting import Weights, same_values
+from ..checkpoints.sentence_transformers import SENTENCE
 from ..graph_builder import GraphBuilder
 from .decoder_parts import MOST_HEAD_DIM, MOST_LAYERS, require_off
 
@@ -49,9 +50,6 @@ ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tan
 # transformers adds this to the scores of what may not be seen (5.23, masking_utils.py, eager_mask). It swallows every score, so that a row
 # in which nothing may be seen looks at everything alike, and stays finite.
 UNSEEN = float(np.finfo(np.float32).min)
-LEAST_COUNT = 1e-9  # sentence-transformers, models/Pooling.py: a text without a token has the embedding 0, not NaN
-LEAST_NORM = 1e-12  # torch.nn.functional.normalize
-LEAST_MAXIMUM = -1e9  # sentence-transformers, models/Pooling.py: what a padded position counts as in a maximum
 
 Outputs = dict[str, tuple[ir.Value, tuple[int | str, ...]]]  # name -> (value, shape), all float32
 
@@ -284,51 +282,6 @@ def _drop_equal(weights: Weights, name: str, kept: str, why: str) -> None:
             next="set tie_word_embeddings to false if the head was trained apart",
         )
     weights.drop(name, f"the same values as {kept}")
-
-
-# --- one vector per text -----------------------------------------------------------------------------------------
-
-
-def sentence_embedding(
-    g: GraphBuilder, weights: Weights, config: Mapping[str, Any], inputs: Inputs, x: ir.Value, hidden: int
-) -> Outputs:
-    """The output that a sentence-transformers folder describes, sentence_embedding (B, size); none where it describes none.
-
-    x:      (B, S, E), the last hidden state
-    source: sentence-transformers, models/Pooling.py, Dense.py, Normalize.py
-    """
-    wanted = config.get(SENTENCE)
-    if wanted is None:
-        return {}
-    t, size = Tensors(weights), hidden
-    with g.scope("sentence.pooling"):
-        y = pool(g, wanted["pooling"], x, inputs.mask)
-    for step in wanted["steps"]:
-        with g.scope(f"sentence.{step['name']}"):
-            if step["kind"] == "normalize":
-                norm = g.op("ReduceL2", y, g.constant([1]), keepdims=1)
-                y = g.op("Div", y, g.op("Max", norm, g.constant(LEAST_NORM, "float32")))
-                continue
-            w = g.weight(t.take(f"{step['name']}.linear.weight", (step["out_features"], size)))
-            y = g.op("MatMul", y, g.op("Transpose", w, perm=[1, 0]))
-            size = step["out_features"]
-            if step["bias"]:
-                y = g.op("Add", y, g.weight(t.take(f"{step['name']}.linear.bias", (size,))))
-            y = y if step["activation"] == "identity" else activation(g, step["activation"], y)
-    return {"sentence_embedding": (y, ("batch", size))}
-
-
-def pool(g: GraphBuilder, how: str, x: ir.Value, mask: ir.Value) -> ir.Value:
-    """One vector per text. how: "cls", "mean", "mean_sqrt_len" or "max"; (B, S, E), (B, S) float32 -> (B, E)."""
-    if how == "cls":
-        return g.op("Gather", x, g.constant(0), axis=1)
-    if how == "max":
-        shown = g.op("Cast", g.op("Unsqueeze", mask, g.constant([2])), to=ir.DataType.BOOL)  # (B, S, 1)
-        return g.op("ReduceMax", g.op("Where", shown, x, g.constant(LEAST_MAXIMUM, "float32")), g.constant([1]), keepdims=0)
-    row = g.op("Unsqueeze", mask, g.constant([1]))  # (B, 1, S)
-    total = g.op("Squeeze", g.op("MatMul", row, x), g.constant([1]))  # (B, 1, S) @ (B, S, E) -> (B, E)
-    count = g.op("Max", g.op("ReduceSum", mask, g.constant([1]), keepdims=1), g.constant(LEAST_COUNT, "float32"))  # (B, 1)
-    return g.op("Div", total, count if how == "mean" else g.op("Sqrt", count))
 
 
 def finish(g: GraphBuilder, c: EncoderConfig, inputs: Inputs, outputs: Outputs) -> Graph:

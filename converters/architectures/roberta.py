@@ -19,6 +19,7 @@ from ..accounting import Weights
 from ..config import read_config, require_count
 from ..graph_builder import GraphBuilder
 from . import encoder_parts as parts
+from .sentence_parts import sentence_embedding
 
 KIND = "encoder"
 BASE = "roberta."
@@ -126,5 +127,5 @@ def build(config: Mapping[str, Any], w: Weights) -> Graph:
     outputs: parts.Outputs = {"last_hidden_state": (x, ("batch", "sequence", hidden))}
     if "pooler.dense.weight" in t:
         outputs["pooler_output"] = (parts.pooler(g, t, x, hidden), ("batch", hidden))
-    outputs |= parts.sentence_embedding(g, w, config, inputs, x, hidden)
+    outputs |= sentence_embedding(g, w, config, inputs, x, hidden)
     return parts.finish(g, c, inputs, outputs)

@@ -14,7 +14,8 @@ from .files import open_to_read, read_exactly, unreadable
 from .folder import CONFIG, FolderCheckpoint
 
 GGUF_MAGIC = b"GGUF"
-COVERED = "covered: a Hugging Face folder (config.json, *.safetensors or pytorch_model.bin), a .gguf file"
+MODULES = "modules.json"  # of sentence-transformers
+COVERED = "covered: a Hugging Face or sentence-transformers folder (*.safetensors or pytorch_model.bin), a .gguf file"
 NOT_YET = {
     ".onnx": "an ONNX file",
     ".pt": "a torch checkpoint without config.json",
@@ -63,6 +64,10 @@ def _open_folder(path: Path) -> Checkpoint:
         names = sorted(os.listdir(path))
     except OSError as error:
         raise unreadable(path, error) from error
+    if MODULES in names:
+        from .sentence_transformers import SentenceTransformersCheckpoint
+
+        return SentenceTransformersCheckpoint(path)
     if CONFIG in names:
         return FolderCheckpoint(path)
     ggufs = [name for name in names if name.lower().endswith(".gguf")]

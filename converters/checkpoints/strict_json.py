@@ -23,13 +23,25 @@ def parse_object(data: bytes, path: Path, part: str = "") -> dict[str, Any]:
     raises: CheckpointError with line and column: not UTF-8, not JSON, not an object, a key given twice, NaN or Infinity,
             text that UTF-8 cannot hold, nesting or a number too large to take
     """
+    found: dict[str, Any] = _parsed(data, path, part, dict)
+    return found
+
+
+def parse_list(data: bytes, path: Path) -> list[Any]:
+    """The JSON array that `data` is; as `parse_object` otherwise. raises: CheckpointError"""
+    found: list[Any] = _parsed(data, path, "", list)
+    return found
+
+
+def _parsed(data: bytes, path: Path, part: str, kind: type) -> Any:
+    wanted = {dict: "object", list: "array"}[kind]
     label = f"{path.name} ({part})" if part else path.name
 
     def refuse(what: str, todo: str = "fetch the file again or repair it") -> CheckpointError:
         return CheckpointError(f"{label} {what}", where=str(path), next=todo)
 
     if not data:
-        raise refuse("is empty: expected a JSON object, got 0 bytes")
+        raise refuse(f"is empty: expected a JSON {wanted}, got 0 bytes")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -42,8 +54,8 @@ def parse_object(data: bytes, path: Path, part: str = "") -> dict[str, Any]:
         raise refuse(f"{error.args[0]}{_place_of_constant(text, error.args[0])}", error.args[1]) from error
     except (RecursionError, ValueError) as error:  # ValueError: an integer of more digits than Python converts
         raise refuse(f"is not usable JSON: {str(error).partition(';')[0]}") from error
-    if not isinstance(value, dict):
-        raise refuse(f"holds the wrong kind of JSON: expected an object, got {type(value).__name__}")
+    if not isinstance(value, kind):
+        raise refuse(f"holds the wrong kind of JSON: expected an {wanted}, got {type(value).__name__}")
     if "\\u" in text and not _encodable(value):
         raise refuse("holds text that is not Unicode: half of a surrogate pair")
     return value
