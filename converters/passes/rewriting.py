@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +84,92 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
 
 
 def pruned(graph: Graph) -> Graph:
-    """The graph without nodes and initializers that lead nowhere; inputs stay as they are."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    """The graph without nodes and initializers that lead nowhere; inputs stay as they are. Changes `graph` itself."""
+    remove_dead(graph.model)
+    return graph
 
-    return replace(graph, model=RemoveUnusedNodesPass()(graph.model).model)
+
+def remove_dead(model: ir.Model) -> int:
+    """Take nodes and initializers that lead nowhere out of the graph and the bodies of its control flow; how many there were.
+
+    onnx-ir's own pass also takes `training_mode` off a BatchNormalization, which changes what it computes, and leaves the
+    initializers of bodies.
+    """
+    removed = _remove_dead_nodes(model.graph)
+    for body in bodies_of(model):
+        kept = {*body.inputs, *body.outputs}
+        for value in list(body.initializers.values()):
+            if not value.uses() and value not in kept:
+                del body.initializers[str(value.name)]
+                removed += 1
+    return removed
+
+
+def _remove_dead_nodes(body: ir.Graph) -> int:
+    kept = set(body.outputs)
+    removed = 0
+    for node in reversed(body):
+        if any(output.uses() or output in kept for output in node.outputs):
+            removed += sum(_remove_dead_nodes(inner) for inner in bodies_in(node))
+        else:
+            body.remove(node, safe=True)
+            removed += 1
+    return removed
+
+
+def bodies_in(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node of control flow holds, not those inside them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def bodies_of(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph and the body of every control flow, outer before inner."""
+    waiting = [model.graph]
+    while waiting:
+        body = waiting.pop()
+        yield body
+        waiting += [inner for node in body for inner in bodies_in(node)]
+
+
+def frozen(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a value that nobody can feed: an initializer that is no input of its graph."""
+    if value is None or not value.is_initializer() or value.is_graph_input():
+        return None
+    return value.const_value
+
+
+def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
+    """The shape of a tensor, for a value of its own."""
+    return ir.Shape([int(d) for d in tensor.shape if isinstance(d, int)])
+
+
+def new_initializer(body: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """An initializer of `body`; the caller sees to it that the name is free."""
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape_of(tensor), const_value=tensor)
+    body.register_initializer(value)
+    return value
+
+
+class Names:
+    """Names of nodes and values that are free in a whole model, so that nothing new hides something in an outer graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str] = set()
+        for body in bodies_of(model):
+            self._taken.update(str(v.name) for v in (*body.inputs, *body.initializers.values()))
+            for node in body:
+                self._taken.add(str(node.name))
+                self._taken.update(str(v.name) for v in node.outputs)
+
+    def free(self, name: str) -> str:
+        """`name`, with a number behind it if it is taken; it is taken from now on."""
+        candidate, n = name, 1
+        while candidate in self._taken:
+            n += 1
+            candidate = f"{name}_{n}"
+        self._taken.add(candidate)
+        return candidate

@@ -1,0 +1,59 @@
+"""Bring any ONNX graph to the canonical form of this project, without changing a result.
+
+Constants are initializers, shapes are known as far as they can be, nothing is left to compute that is known beforehand, nodes that do nothing
+are gone, and the graph is of opset 24 where that is exact for every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from porting.errors import UnsupportedModel
+from porting.types import Graph
+
+from .constants_to_initializers import constants_to_initializers
+from .convert_version import convert_version, obstacles, raise_ir_version
+from .drop_identities import drop_identities
+from .fold_constants import fold_constants
+from .infer_shapes import infer_shapes
+from .inline_if import inline_if
+from .remove_unused import remove_unused
+from .tables import Pass
+
+CANONICAL: Sequence[tuple[str, Pass]] = (
+    ("raise_ir_version", raise_ir_version),  # first: which initializers can be fed depends on it
+    ("constants_to_initializers", constants_to_initializers),
+    ("remove_unused", remove_unused),
+    ("infer_shapes", infer_shapes),
+    ("convert_version", convert_version),  # needs ranks and types
+    ("fold_constants", fold_constants),  # needs shapes
+    ("inline_if", inline_if),  # folding decides conditions
+    ("drop_identities", drop_identities),  # last: inlining leaves identities behind
+)
+MOST_ROUNDS = 50  # each round folds at least one node more, and a chain of shapes that needs more than a few has not been seen
+REASONS = 5  # obstacles that are listed
+
+
+def canonical(graph: Graph) -> tuple[Graph, list[dict[str, object]]]:
+    """Run the table until nothing changes.
+
+    returns: the canonical graph, and [{"name", "changes"}] as port.json lists them, one entry per pass with what all rounds changed;
+             convert_version also has "kept", the nodes because of which the graph stays at its opset, when it does
+    raises:  UnsupportedModel when the passes do not come to an end
+    """
+    counts = dict.fromkeys((name for name, _ in CANONICAL), 0)
+    for _ in range(MOST_ROUNDS):
+        before = sum(counts.values())
+        for name, run in CANONICAL:
+            graph, changes = run(graph)
+            counts[name] += changes
+        if sum(counts.values()) == before:
+            break
+    else:
+        raise UnsupportedModel(f"the graph still changes after {MOST_ROUNDS} rounds of passes", where="canonical form")
+    applied: list[dict[str, object]] = [{"name": name, "changes": changes} for name, changes in counts.items()]
+    kept = obstacles(graph)
+    if kept:
+        entry = next(e for e in applied if e["name"] == "convert_version")
+        entry["kept"] = [*kept[:REASONS], *([f"and {len(kept) - REASONS} more"] if len(kept) > REASONS else [])]
+    return graph, applied

@@ -1,0 +1,122 @@
+"""Work out the type and shape of every value anew, from the inputs of the graph alone.
+
+What a file declares about its inner values is often stale (a batch of 1 that was made dynamic later, a graph cut in two), so a declared
+shape of an inner value is never believed, only that of an input, which the runtime enforces. A declared type is believed where the
+producer is unknown to ONNX (contrib operators).
+
+An output keeps its declared dimensions unless they are shown to be wrong or can be told more exactly.
+
+Weights are not read: all but small ones stand in the model that is inferred as names with a type and a shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+from onnx import shape_inference
+
+from porting.types import Graph
+
+from .rewriting import bodies_in, bodies_of, copied, shape_of
+
+READ_BYTES = 1024  # a shape, axes or sizes that inference has to know the numbers of
+KNOWN_DOMAINS = ("", "ai.onnx.ml")
+Dimensions = tuple[int | str | None, ...] | None  # None: the rank is not known
+Described = tuple[ir.TypeProtocol | None, Dimensions]
+
+
+def infer_shapes(graph: Graph) -> tuple[Graph, int]:
+    """Count: values whose type or shape is now said otherwise. Source: onnx.shape_inference, data propagation on."""
+    new = copied(graph)
+    before = {value: _described(value) for value in _inner_values(new.model)}
+    outputs = {value: _described(value) for value in new.model.graph.outputs if value.producer() is not None}
+    for value in before:
+        value.shape = None
+        node = value.producer()
+        if node is None or node.domain in KNOWN_DOMAINS:
+            value.type = value.type if value.is_graph_input() else None
+    for output, (kind, _) in outputs.items():  # onnx asks for the type of an output
+        output.type, output.shape = kind, None
+    _infer_into(new.model)
+    for value, (kind, _) in before.items():
+        value.type = value.type or kind
+    for output, (_, declared) in outputs.items():
+        merged = _merged(declared, _described(output)[1])
+        output.shape = None if merged is None else ir.Shape(merged)
+    now = {value: _described(value) for value in (*before, *outputs)}
+    return new, sum(1 for value, was in {**before, **outputs}.items() if not _same(was, now[value]))
+
+
+def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
+    """Results of nodes and inputs of bodies: all whose shape is worked out."""
+    for body in bodies_of(model):
+        if body is not model.graph:
+            yield from body.inputs
+        for node in body:
+            yield from (v for v in node.outputs if v.name)
+
+
+def _described(value: ir.Value) -> Described:
+    if value.shape is None:
+        return value.type, None
+    return value.type, tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def _same(a: Described, b: Described) -> bool:
+    return a[1] == b[1] and (a[0] is b[0] or a[0] == b[0])
+
+
+def _merged(declared: Dimensions, inferred: Dimensions) -> Dimensions:
+    """Dimensions of an output: what is inferred, and the declared ones where nothing was."""
+    if inferred is None or declared is None or len(declared) != len(inferred):
+        return inferred if inferred is not None else declared
+    return tuple(
+        said if found is None or (isinstance(said, str) and isinstance(found, str)) else found
+        for said, found in zip(declared, inferred, strict=True)
+    )
+
+
+def _infer_into(model: ir.Model) -> None:
+    """Set types and shapes of what onnx finds. Leaves all as it is when it finds nothing for the whole model."""
+    weights = [v for body in bodies_of(model) for v in body.initializers.values()]
+    tensors = [v.const_value for v in weights]
+    for value in weights:
+        value.const_value = _stand_in(value)
+    proto = ir.serde.serialize_model(model)
+    for value, tensor in zip(weights, tensors, strict=True):
+        value.const_value = tensor
+    try:
+        proto = shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    except shape_inference.InferenceError:
+        return
+    symbols = {d.value for v in model.graph.inputs for d in v.shape or () if not isinstance(d, int)}
+    _take_over(model.graph, proto.graph, symbols)
+
+
+def _stand_in(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor itself when it is small, else one with its type and shape and no data."""
+    tensor = value.const_value
+    if tensor is None or tensor.nbytes <= READ_BYTES:
+        return tensor
+    return ir.ExternalTensor("-", 0, tensor.nbytes, tensor.dtype, shape=shape_of(tensor), name=str(value.name), base_dir="")
+
+
+def _take_over(body: ir.Graph, proto: onnx.GraphProto, symbols: set[str | None]) -> None:
+    found = {v.name: v.type for v in (*proto.input, *proto.value_info, *proto.output)}
+    values = [v for node in body for v in node.outputs] + list(body.inputs)
+    for value in values:
+        inferred = found.get(str(value.name))
+        if inferred is None or (value.is_graph_input() and value.shape is not None):
+            continue
+        kind = ir.serde.deserialize_type_proto_for_type(inferred)
+        shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+        if kind is not None:
+            value.type = kind
+        if shape is not None:  # onnx makes up symbols of its own, numbered by where they come: no name to keep
+            value.shape = ir.Shape([d if isinstance(d, int) or d.value in symbols else None for d in shape])
+    for node, node_proto in zip(body, proto.node, strict=True):
+        protos = [g for a in node_proto.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
+        for inner, inner_proto in zip(bodies_in(node), protos, strict=True):
+            _take_over(inner, inner_proto, symbols)
