@@ -194,8 +194,13 @@ def write_canonical(
         "min_runtime": MIN_RUNTIME,
     }
     files = Source(source.format, tuple(source.files), side)
-    kept = "copy" if is_graph(source) and source.onnx_path not in source.files else weights  # an export is gone afterwards
+    kept = kept_weights(source, weights)
     return write_port(graph, destination, manifest, files, weights=kept, force=force, resume=resume, progress=progress)
+
+
+def kept_weights(source: Checkpoint | GraphSource, weights: str) -> str:
+    """ "link" or "copy": what an exporter wrote is gone afterwards, and cannot be linked to."""
+    return "copy" if is_graph(source) and source.onnx_path not in source.files else weights
 
 
 def require_ram(canonical: Canonical, precision: str, limit: int, side_bytes: int) -> None:

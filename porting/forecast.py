@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import Canonical, canonical_graph, precision_of
+from porting.conversion import Canonical, canonical_graph, kept_weights, precision_of
 from porting.errors import UsageError, nearest
 from porting.port_layout import Layout, not_worth_linking, serialised
 from porting.sources import opened
@@ -122,11 +122,13 @@ def _plan(canonical: Canonical, wanted: Target, chosen: str, weights: str, side_
     from porting.converters.passes.tables import lower
 
     source, notes = canonical.source, list(wanted.notes)
-    graph = is_graph(source)
-    size = _graph_bytes(canonical.graph) if is_graph(source) else weight_bytes(source, chosen)
-    if graph or chosen in wanted.precisions:
+    if is_graph(source):
+        size = fp32_bytes = _graph_bytes(canonical.graph)
+    else:
+        size, fp32_bytes = weight_bytes(source, chosen), weight_bytes(source, "fp32")
+    if is_graph(source) or chosen in wanted.precisions:
         target_graph, _ = lower(canonical.graph, wanted.kind, chosen)
-        layout = _layout(target_graph, "copy" if graph and source.onnx_path not in source.files else weights)
+        layout = _layout(target_graph, kept_weights(source, weights))
         linked, written = layout.linked_bytes, layout.size + len(serialised(target_graph, layout)) + side_bytes
         if layout.links:
             notes.append("linked bytes need a port on the source's file system; elsewhere they are copied")
@@ -142,7 +144,7 @@ def _plan(canonical: Canonical, wanted: Target, chosen: str, weights: str, side_
         "linked_bytes": linked,
         "written_bytes": written,
         "peak_ram_bytes": forecast_ram(source, chosen, side_bytes),
-        "seconds": _seconds(size if graph else 4 * _parameters(source), chosen, linked),
+        "seconds": _seconds(fp32_bytes, chosen, linked),
         "cards_at_least": None if wanted.memory is None else max(1, math.ceil(size / wanted.memory)),
         "device_memory_bytes": wanted.memory,
         "notes": notes,
@@ -172,10 +174,6 @@ def _layout(graph: Graph, weights: str) -> Layout:
 def _stream(tensor: Any) -> Any:
     found = stream_of(tensor)
     return found[0] if found else None
-
-
-def _parameters(checkpoint: Checkpoint) -> int:
-    return sum(math.prod(t.shape) for t in checkpoint.tensors.values())
 
 
 def _seconds(nbytes: int, precision: str, linked: int) -> float:

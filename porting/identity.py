@@ -49,6 +49,12 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def graph_hash(config: Mapping[str, Any]) -> str:
+    """sha256 of what a model that came as a graph takes and gives: the numbers show the rest."""
+    text = json.dumps({key: config[key] for key in ("inputs", "outputs")}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def require_same_facts(port: Mapping[str, Any], reference: Mapping[str, Any], where: str) -> None:
     """Refuse a reference whose config describes another model than the port's. raises: InputError naming what differs"""
     ours, theirs = model_facts(port), model_facts(reference)

@@ -5,7 +5,7 @@ The texts are our own and lie in this file, so that a golden recorded on one mac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,27 @@ UNLIMITED = 1 << 31  # positions
 SEED = 20261122  # of the ids for a model without a tokenizer
 
 
-def cases_of(config: Mapping[str, Any], tokenizer_json: bytes | None, inputs: str | Path | None) -> dict[str, np.ndarray]:
+def paths_of(inputs: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """The .npz files that a caller gave: none, one or several."""
+    if inputs is None:
+        return ()
+    return (Path(inputs),) if isinstance(inputs, (str, Path)) else tuple(Path(path) for path in inputs)
+
+
+def cases_of(config: Mapping[str, Any], tokenizer_json: bytes | None, inputs: Sequence[Path]) -> dict[str, np.ndarray]:
     """Case name -> (batch, sequence) int64 token ids: the user's own, or the built-in texts. raises: InputError"""
-    return language_model_inputs(config, tokenizer_json) if inputs is None else inputs_from_npz(inputs, config)
+    if not inputs:
+        return language_model_inputs(config, tokenizer_json)
+    cases: dict[str, np.ndarray] = {}
+    for path in inputs:
+        found = inputs_from_npz(path, config)
+        twice = sorted(cases.keys() & found.keys())
+        if twice:
+            raise InputError(
+                f"case {twice[0]!r} is in two of the files", where=str(path), next="give each case a name of its own"
+            )
+        cases |= found
+    return cases
 
 
 def language_model_inputs(config: Mapping[str, Any], tokenizer_json: bytes | None) -> dict[str, np.ndarray]:

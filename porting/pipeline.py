@@ -1,73 +1,82 @@
-"""The main job: checkpoint in; port, verdict and evidence out."""
+"""The main job: a model in; port, verdict and evidence out."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import architecture_of, canonical_graph, convert
+from porting.conversion import canonical_graph, precision_of, write_canonical
 from porting.devices import parse_device
-from porting.errors import DeviceUnavailable, EvidenceUnavailable, InputError, UsageError
-from porting.inputs import cases_of
+from porting.errors import DeviceUnavailable
+from porting.inputs import paths_of
+from porting.judgement import Judgement, judgement_of_golden, judgement_of_source
 from porting.junit import to_junit
 from porting.port_folder import EVIDENCE, Port
 from porting.port_staging import os_errors, write_synced
 from porting.port_writer import require_free
 from porting.progress import silent
-from porting.recording import golden_of, identity_of
-from porting.reference import GoldenReference, Reference, UpstreamReference
+from porting.recording import identity_of_port
 from porting.registry import load_backend
-from porting.targets import find_target, resolve_precision
-from porting.upstream import upstream_version
-from porting.validation import judge
+from porting.sources import opened
+from porting.targets import find_target
 from porting.verdict import Verdict
 
 
 def port(
-    source: str | Path,
+    source: Any,
     output: str | Path,
     target: str = "cpu",
     precision: str | None = None,
     *,
     against: str | Path | None = None,
     device: str = "cpu",
-    inputs: str | Path | None = None,
+    inputs: str | Path | Sequence[str | Path] | None = None,
     weights: str = "link",
     force: bool = False,
     progress: Any = silent,
+    example_inputs: Any = None,
+    dynamic: Mapping[str, Any] | None = None,
+    state: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
 ) -> Verdict:
     """Convert `source` into a port at `output`, compare it with a reference, and write the evidence into it.
 
-    against: a golden; the upstream implementation (transformers) when left out
+    source:  as `porting.convert` takes it; so are `example_inputs`, `dynamic`, `state` and `allow_pickle`
+    against: a golden; the original when left out (transformers for a checkpoint, else the untouched file or module itself)
+    inputs:  .npz files to validate on, in place of the built-in or generated inputs
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
     raises:  what `convert` and `validate` raise; a missing device or reference is found before anything is written
     """
-    from porting.converters.checkpoints.open import open_checkpoint
-
     start = time.perf_counter()
-    find_target(target)
+    wanted = find_target(target)
     require_free(Path(output), force)
     require_usable(device)
-    checkpoint = open_checkpoint(source)
-    canonical = canonical_graph(checkpoint)
-    resolve_precision(find_target(target), precision, {t.dtype for t in checkpoint.tensors.values()})
-    reference = _reference(checkpoint, against, inputs)
-    reference.require_model(canonical.architecture, checkpoint.config)
-    with progress(f"reference: {reference.description}", 1, unit="runs") as advance:
-        reference.prepare()
-        advance(1)
-    made = convert(source, output, target, precision, weights=weights, force=force, progress=progress)
-    verdict = judge(made, reference, device, source=checkpoint, command="port", progress=progress)
-    details = {
-        **verdict.details,
-        "tensors_used": len(made.manifest["tensors"]["used"]),
-        "tensors_dropped": made.manifest["tensors"]["dropped"],
-        "total_seconds": round(time.perf_counter() - start, 3),
-        "again": f"porting validate {made.path} --device {device}",
-    }
-    full = Verdict(**{**verdict.__dict__, "details": details})
-    write_evidence(made, full, reference, checkpoint)
+    files = paths_of(inputs)
+    options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
+    with opened(source, inputs=files, **options) as found:
+        canonical = canonical_graph(found)
+        chosen = precision_of(canonical, wanted, precision)
+        if against is None:
+            judgement = judgement_of_source(canonical, files)
+        else:
+            judgement = judgement_of_golden(Path(against), files, canonical.kind, found)
+        judgement.require_model(canonical.architecture, canonical.config)
+        with progress(f"reference: {judgement.description}", 1, unit="runs") as advance:
+            judgement.prepare()
+            advance(1)
+        made = write_canonical(canonical, Path(output), wanted, chosen, weights=weights, force=force, progress=progress)
+        verdict = judgement.judge(made, device, command="port", progress=progress)
+        details = {
+            **verdict.details,
+            "tensors_used": len(made.manifest["tensors"]["used"]),
+            "tensors_dropped": made.manifest["tensors"]["dropped"],
+            "total_seconds": round(time.perf_counter() - start, 3),
+            "again": f"porting validate {made.path} --device {device}",
+        }
+        full = Verdict(**{**verdict.__dict__, "details": details})
+        write_evidence(made, full, judgement)
     return full
 
 
@@ -88,32 +97,11 @@ def require_usable(device: str) -> None:
     )
 
 
-def _reference(checkpoint: Any, against: str | Path | None, inputs: str | Path | None) -> Reference:
-    if against is not None:
-        path = Path(against)
-        if not path.is_file():
-            raise InputError(f"no such golden: {path}", where="--against", next="`porting record` makes one")
-        if inputs is not None:
-            raise UsageError("a golden has its own inputs", where="--inputs", next="leave --inputs out")
-        return GoldenReference.load(path)
-    if upstream_version() is None:
-        raise EvidenceUnavailable(
-            "the upstream implementation is not installed, and no golden was given: nothing could show that the port is right",
-            where="reference",
-            next='--against a golden, or pip install "porting[torch]"; `porting convert` converts without comparing',
-        )
-    return UpstreamReference(checkpoint, cases_of(checkpoint.config, checkpoint.side_files().get("tokenizer.json"), inputs))
-
-
-def write_evidence(made: Port, verdict: Verdict, reference: Reference, checkpoint: Any) -> None:
+def write_evidence(made: Port, verdict: Verdict, judgement: Judgement) -> None:
     """verdict.json, junit.xml and the golden, into the port's evidence/."""
     folder = made.path / EVIDENCE
     with os_errors(folder):
         folder.mkdir(exist_ok=True)
         write_synced(folder / "junit.xml", to_junit(verdict))
         write_synced(folder / "verdict.json", f"{verdict.to_json()}\n".encode())
-    if isinstance(reference, UpstreamReference):
-        identity = identity_of(checkpoint, architecture_of(checkpoint))
-        golden_of(reference, identity, "fp32", "cpu").save(folder / "golden.json")
-    elif isinstance(reference, GoldenReference):
-        reference.golden.save(folder / "golden.json")
+    judgement.golden(identity_of_port(made)).save(folder / "golden.json")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import canonical_graph
+from porting.conversion import GRAPH, canonical_graph, graph_config
 from porting.errors import UsageError
 from porting.golden import Golden, GoldenCase, ModelIdentity
-from porting.identity import config_hash
-from porting.inputs import cases_of
+from porting.identity import config_hash, graph_hash
+from porting.inputs import paths_of
 from porting.numerics.sketch import sketch
 from porting.outputs import require_new_file
-from porting.port_folder import MANIFEST, open_port, sha256_of
+from porting.port_folder import MANIFEST, Port, open_port, sha256_of
 from porting.progress import silent
 from porting.reference import PortReference, UpstreamReference
-from porting.types import Checkpoint
+from porting.sources import opened
+from porting.types import Checkpoint, GraphSource, is_graph
 
 TOP_K = 64  # tokens kept per position: a golden of 128 positions stays near 100 kB
 TOOLS = ("porting", "torch", "transformers", "onnxruntime", "numpy")
@@ -25,20 +26,23 @@ LEVELS = ("outputs",)
 
 
 def record(
-    source: str | Path,
+    source: Any,
     output: str | Path,
     *,
     device: str = "cpu",
     level: str = "outputs",
-    inputs: str | Path | None = None,
+    inputs: str | Path | Sequence[str | Path] | None = None,
     force: bool = False,
     progress: Any = silent,
+    **options: Any,
 ) -> Golden:
     """Record what `source` computes on fixed inputs.
 
-    source: a checkpoint, run by the upstream implementation in fp32 on the CPU, or a port, run on `device`
-    level:  "outputs"
-    inputs: .npz of token ids instead of the built-in texts
+    source:  as `porting.convert` takes it, run by the upstream implementation in fp32, by plain onnxruntime or by torch, on the CPU;
+             or a port, run on `device`
+    level:   "outputs"
+    inputs:  .npz files instead of the built-in inputs
+    options: of `open_source`
     raises: UsageError (output exists, level), InputError, EvidenceUnavailable (transformers is missing)
     """
     destination = Path(output)
@@ -46,11 +50,10 @@ def record(
     if level not in LEVELS:
         raise UsageError(f"no level {level!r}", where="--level", next=f"known: {', '.join(LEVELS)}")
     with progress("record", 1, unit="runs") as advance:
-        golden = (
-            _of_port(Path(source), device, inputs)
-            if (Path(source) / MANIFEST).is_file()
-            else _of_checkpoint(source, device, inputs)
-        )
+        if isinstance(source, (str, Path)) and (Path(source) / MANIFEST).is_file():
+            golden = _of_port(Path(source), device, paths_of(inputs))
+        else:
+            golden = _of_source(source, device, paths_of(inputs), options)
         advance(1)
     golden.save(destination)
     return golden
@@ -65,9 +68,17 @@ def golden_of(reference: UpstreamReference | PortReference, identity: ModelIdent
     return Golden(identity, tool_versions(), reference.description, precision, device, cases)
 
 
-def identity_of(checkpoint: Checkpoint, architecture: str) -> ModelIdentity:
+def identity_of(source: Checkpoint | GraphSource, architecture: str) -> ModelIdentity:
     """Which model it is: architecture, the facts of its config, and the hashes of its files."""
-    return ModelIdentity(architecture, config_hash(checkpoint.config), file_hashes(checkpoint.files))
+    facts = graph_hash(graph_config(source)) if is_graph(source) else config_hash(source.config)
+    return ModelIdentity(architecture, facts, file_hashes(source.files))
+
+
+def identity_of_port(port: Port) -> ModelIdentity:
+    """The same of what a port was made from, as port.json has it."""
+    m = port.manifest
+    facts = graph_hash(m["config"]) if m["kind"] == GRAPH else config_hash(m["config"])
+    return ModelIdentity(str(m["architecture"]), facts, {f["name"]: f["sha256"] for f in m["source"]["files"]})
 
 
 def file_hashes(files: Sequence[Path]) -> dict[str, str]:
@@ -86,26 +97,24 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def _of_checkpoint(source: str | Path, device: str, inputs: str | Path | None) -> Golden:
-    from porting.converters.checkpoints.open import open_checkpoint
+def _of_source(source: Any, device: str, inputs: Sequence[Path], options: Mapping[str, Any]) -> Golden:
+    from porting.judgement import judgement_of_source
 
-    if device != "cpu":
-        raise UsageError(
-            f"a checkpoint is recorded by the upstream implementation on the CPU, not on {device!r}", where="--device"
-        )
-    checkpoint = open_checkpoint(source)
-    canonical_graph(checkpoint)  # a config that contradicts the tensors has no outputs worth recording
-    reference = UpstreamReference(
-        checkpoint, cases_of(checkpoint.config, checkpoint.side_files().get("tokenizer.json"), inputs)
-    )
-    return golden_of(reference, identity_of(checkpoint, reference.architecture), "fp32", "cpu")
+    with opened(source, inputs=inputs, **options) as found:
+        canonical = canonical_graph(found)  # a config that contradicts the tensors has no outputs worth recording
+        judgement = judgement_of_source(canonical, inputs)
+        if device != "cpu":
+            raise UsageError(
+                f"the original is recorded on the CPU ({judgement.description}), not on {device!r}", where="--device"
+            )
+        judgement.prepare()
+        return judgement.golden(identity_of(found, canonical.architecture))
 
 
-def _of_port(source: Path, device: str, inputs: str | Path | None) -> Golden:
+def _of_port(source: Path, device: str, inputs: Sequence[Path]) -> Golden:
+    from porting.judgement import judgement_of_port
+
     port = open_port(source)
-    config = port.manifest["config"]
-    cases = cases_of(config, port.side_file("tokenizer.json"), inputs)
-    identity = ModelIdentity(
-        port.manifest["architecture"], config_hash(config), {f["name"]: f["sha256"] for f in port.manifest["source"]["files"]}
-    )
-    return golden_of(PortReference(port, cases, device), identity, port.precision, device)
+    judgement = judgement_of_port(port, inputs, device)
+    judgement.prepare()
+    return judgement.golden(identity_of_port(port), device)

@@ -55,7 +55,7 @@ def open_source(
         raise UsageError(
             f"a weights file belongs to --model: {weights_file}",
             where="--weights",
-            next="--model package.module:factory --weights FILE; without --model, --weights is link or copy",
+            next="--model package.module:factory --weights FILE; without --model, --weights takes 'link', 'copy'",
         )
     if model is not None:
         from porting.converters.torch_module import open_factory
@@ -105,7 +105,7 @@ def _open_path(
     if str(source) and _begins_like_torch(path):
         from porting.converters.torch_files import open_torch_file, torch_file_kind
 
-        if torch_file_kind(path) is not None:
+        if torch_file_kind(path) not in (None, "state_dict"):  # weights alone: open_checkpoint says what else is needed
             return open_torch_file(
                 path,
                 _examples(example_inputs, inputs),

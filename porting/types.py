@@ -11,16 +11,20 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
+    from typing_extensions import TypeIs
 
 Array = Any  # numpy.ndarray, or whatever speaks DLPack (a torch tensor): the caller's kind goes in, the same kind comes out
 
 
 # --- tensors -----------------------------------------------------------------------------------------------------
+
+
+ANY_SHAPE = ("...",)  # the shape of a tensor whose rank is unknown
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class TensorSpec:
 
     dtype: numpy's name ("float32", "int64", "bool", "float16"), or ml_dtypes' ("bfloat16"); "string" is an object array of str;
            "sequence(float32)" is a list of arrays of that dtype
-    shape: ints are fixed, strings are named symbols ("batch"), None is unknown; of a sequence the shape of its elements, () when unknown
+    shape: ints are fixed, strings are named symbols ("batch"), None is unknown; ANY_SHAPE when not even the rank is known;
+           of a sequence the shape of its elements, () when unknown
     """
 
     name: str
@@ -139,12 +144,12 @@ class GraphSource(Protocol):
         """Remove what was made for the export. Safe to call twice."""
 
 
-def is_graph(source: Any) -> TypeGuard[GraphSource]:
+def is_graph(source: Any) -> TypeIs[GraphSource]:
     """Whether a source comes as a graph. Asks the class: looking at the object's properties would start an export."""
     return hasattr(type(source), "original") and hasattr(type(source), "graph")
 
 
-def is_checkpoint(source: Any) -> TypeGuard[Checkpoint]:
+def is_checkpoint(source: Any) -> TypeIs[Checkpoint]:
     """Whether a source is a checkpoint, built by the file of its architecture."""
     return hasattr(type(source), "rows") and hasattr(source, "config")
 
@@ -251,12 +256,21 @@ class State:
 
 
 class BackendSession(Protocol):
-    """A prepared program. Feeds are complete and checked: right names, dtypes and ranks, C-contiguous numpy arrays."""
+    """A prepared program. Feeds are complete and checked: right names, dtypes and ranks, C-contiguous numpy arrays.
+
+    Strings are object arrays of str, sequences are lists of arrays; a backend that takes neither refuses them in `prepare`.
+    """
 
     placement: Mapping[str, str]  # node name -> device it runs on
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
-        """Zeroed buffers for `capacity` positions and `batch` rows; the filled part of `grown_from` is copied over."""
+        """Zeroed buffers for `capacity` positions and `batch` rows; the filled part of `grown_from` is copied over.
+
+        grown_from: a state of this session, or one whose buffers are numpy arrays, which a caller restores
+        """
+
+    def read_state(self, state: State) -> dict[str, np.ndarray]:
+        """The buffers as numpy arrays of their own, by input name of the pair."""
 
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         """Outputs that are not state; the buffers of `state` are updated in place, its length is the caller's to advance."""
@@ -266,7 +280,7 @@ class BackendSession(Protocol):
 
 
 class Backend(Protocol):
-    """A device. Six methods in all with its session."""
+    """A device. Seven methods in all with its session."""
 
     name: str
 

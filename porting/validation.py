@@ -1,291 +1,40 @@
-"""Is a port right, and is it good? Two questions, never one for the other.
-
-Fidelity: the target graph computes what its own precision should, see fidelity.py; fp32 ports are also held directly against the reference.
-Quality:  what the precision costs against the reference's fp32: KL divergence and top-1 agreement, with limits from a table.
-"""
+"""Is a port right? The public entry; what is compared, and how, follows from what the port is (judgement.py)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from porting.conversion import canonical_graph
-from porting.converters.checkpoints.port import PortCheckpoint
-from porting.devices import parse_device
-from porting.errors import EvidenceUnavailable, InputError, UsageError
-from porting.fidelity import (
-    badness,
-    canonical_session,
-    fidelity_bound,
-    fidelity_check,
-    float_session,
-    rounding,
-    rounds_activations,
-    run_in_chunks,
-    run_whole,
-)
-from porting.inputs import cases_of, not_reached, require_cases
-from porting.numerics.bounds import UNIT_ROUNDOFF, Bound
-from porting.numerics.quality import quality_limits
-from porting.port_folder import EVIDENCE, MANIFEST, Port, open_port
+from porting.evidence import require_evidence
+from porting.inputs import paths_of
+from porting.judgement import judgement_for
+from porting.port_folder import open_port
 from porting.progress import silent
-from porting.reference import GoldenReference, PortReference, Reference, UpstreamReference
-from porting.session import Session, open_session
-from porting.types import Checkpoint
-from porting.verdict import EVIDENCE_LEVELS, Check, Verdict
-from porting.weights import source_stream
-
-GOLDEN_FILE = f"{EVIDENCE}/golden.json"
-SIMULATED = ("null",)  # devices that compute nothing real
-# Rounding to nearest leaves half a step. Decoding in fp32, (code - zero) * scale, rounds twice, relative to up to 2 * 255 half steps.
-HALF_STEP = 1 + 2 * 2 * 255 * UNIT_ROUNDOFF["float32"]
-HALF_STEP_WHY = "plain weights bit-equal, codes within half a step and the decoding's own two roundings, 2 * 2 * 255 * 2^-24"
+from porting.verdict import Verdict
 
 
 def validate(
     port: str | Path,
-    against: str | Path | None = None,
+    against: Any = None,
     device: str = "cpu",
     *,
-    inputs: str | Path | None = None,
+    inputs: str | Path | Sequence[str | Path] | None = None,
     require_level: str = "static",
     progress: Any = silent,
+    **options: Any,
 ) -> Verdict:
     """Compare a port with a reference on a device. Nothing is written; the evidence inside a port is what `porting.port` left there.
 
-    against:       a checkpoint (run by the upstream implementation), a golden, or another port (reference "self": never a pass);
-                   the golden in the port's own evidence when left out
-    inputs:        .npz of token ids instead of the built-in texts; not with a golden, which has its own
+    against:       the source that it was made from (a path, a torch module, or what `open_source` gave), a golden, or another port
+                   (reference "self": never a pass); the golden in the port's own evidence when left out
+    inputs:        .npz files in place of the built-in inputs; not with a golden, which has its own
     require_level: the weakest evidence level that counts
+    options:       of `open_source`, for a source
     raises:        PortError, InputError, DeviceUnavailable, EvidenceUnavailable
     """
-    opened = open_port(port)
+    opened_port = open_port(port)
     require_evidence(device, require_level)
-    opened.verify()  # the verdict names the port by the hash of port.json: its files must be those that are listed there
-    reference = reference_for(opened, against, device, inputs)
-    source = reference.checkpoint if isinstance(reference, UpstreamReference) else None
-    return judge(opened, reference, device, source=source, progress=progress)
-
-
-def reference_for(port: Port, against: str | Path | None, device: str, inputs: str | Path | None) -> Reference:
-    """The reference that `against` names. raises: EvidenceUnavailable, InputError, UsageError"""
-    if against is None:
-        own = port.path / GOLDEN_FILE
-        if not own.is_file():
-            raise EvidenceUnavailable(
-                "nothing to compare with: the port carries no golden",
-                where=str(port.path),
-                next="--against its source (needs transformers) or --against a golden",
-            )
-        against = own
-    path = Path(against)
-    if not path.exists():
-        raise InputError(f"no such checkpoint, port or golden: {path}", where="--against")
-    config, tokenizer = port.manifest["config"], port.side_file("tokenizer.json")
-    if path.is_dir() and (path / MANIFEST).is_file():
-        return PortReference(open_port(path), cases_of(config, tokenizer, inputs), device)
-    if path.is_file() and path.suffix == ".json":
-        if inputs is not None:
-            raise UsageError("a golden has its own inputs", where="--inputs", next="leave --inputs out")
-        return GoldenReference.load(path)
-    from porting.converters.checkpoints.open import open_checkpoint
-
-    return UpstreamReference(open_checkpoint(path), cases_of(config, tokenizer, inputs))
-
-
-def judge(
-    port: Port,
-    reference: Reference,
-    device: str,
-    *,
-    source: Checkpoint | None = None,
-    command: str = "validate",
-    progress: Any = silent,
-) -> Verdict:
-    """Run every check of a port against a reference.
-
-    source: the checkpoint, where it is at hand: its weights are then compared with the port's, and its fp32 graph with the reference
-    """
-    start = time.perf_counter()
-    require_language_model(port)
-    reference.require_model(str(port.manifest["architecture"]), port.manifest["config"])
-    cases = reference.cases
-    require_cases(cases, port.manifest["config"], reference.description)
-    with progress("validate", 5, unit="steps") as advance:
-        reference.prepare()  # first: upstream's model is gone again before anything else is loaded
-        advance(1)
-        checks = [] if source is None else source_checks(port, reference, source)
-        advance(1)
-        with canonical_session(PortCheckpoint(port)) as canonical:
-            stateful = bool(canonical.program.state.pairs)
-            own = {name: run_whole(canonical, ids) for name, ids in cases.items()}
-        bound = fidelity_bound(port, cases, own)
-        advance(1)
-        with open_session(port.program(), device) as session:
-            checks.append(placement_check(session))
-            ran_on = str(session.device)
-            logits = {name: run_whole(session, ids) for name, ids in cases.items()}
-            advance(1)
-            stepwise = {name: run_in_chunks(session, ids) for name, ids in cases.items()} if stateful else None
-        if rounds_activations(port):
-            checks += float_checks(port, own, cases, stateful)
-        checks.append(
-            fidelity_check("fidelity", own, logits, bound, "against the canonical fp32 graph of the port's own weights")
-        )
-        if stepwise is not None:
-            checks.append(
-                fidelity_check(
-                    "chunked run", own, stepwise, bound, "in chunks and singly, against the canonical graph all at once"
-                )
-            )
-        checks += reference_checks(port, reference, logits, bound)
-        advance(1)
-    return Verdict.from_checks(
-        command,
-        checks,
-        evidence_level=evidence_level(device),
-        reference=reference.kind,
-        source=port.path.name,
-        target=port.manifest["target"],
-        device=ran_on,
-        seconds=round(time.perf_counter() - start, 3),
-        details={
-            "device_asked_for": device,
-            "longest_case": max(ids.shape[1] for ids in cases.values()),
-            "not_reached": not_reached(port.manifest["config"], cases),
-            "compared_with": reference.description,
-            "fidelity_bound": bound.derivation,
-            "port_sha256": port.identity(),
-            "positions": int(sum(ids.size for ids in cases.values())),
-            "precision": port.precision,
-        },
-    )
-
-
-def evidence_level(device: str) -> str:
-    """What running on a device shows."""
-    return "simulated" if parse_device(device).name in SIMULATED else "hardware"
-
-
-def require_evidence(device: str, level: str) -> None:
-    """Whether running on `device` gives evidence of at least `level`. raises: EvidenceUnavailable, UsageError"""
-    if level not in EVIDENCE_LEVELS:
-        raise UsageError(f"no evidence level {level!r}", where="--require-level", next=f"known: {', '.join(EVIDENCE_LEVELS)}")
-    got = evidence_level(device)
-    if EVIDENCE_LEVELS.index(got) < EVIDENCE_LEVELS.index(level):
-        raise EvidenceUnavailable(
-            f"{device} gives {got} evidence, {level} is required", where="--require-level", next="run on the device itself"
-        )
-
-
-def require_language_model(port: Port) -> None:
-    """Only what takes input_ids and gives logits can be held against a language model. raises: InputError"""
-    program = port.program()
-    inputs, outputs = [i.name for i in program.inputs], [o.name for o in program.outputs]
-    if "input_ids" not in inputs or "logits" not in outputs:
-        raise InputError(
-            f"this port is no language model: inputs {inputs[:5]}, outputs {outputs[:5]}",
-            where=str(port.path),
-            next="validation needs input_ids and logits; `porting run` takes any port",
-        )
-
-
-def placement_check(session: Session) -> Check:
-    """The device asked for is the device that ran, as far as the backend says where."""
-    wanted = session.device.name
-    placed = session.placement
-    elsewhere = {n: d for n, d in placed.items() if d.partition(":")[0] != wanted}
-    name = "nodes on another device"
-    if not placed:
-        return Check(name, "error", None, 0, wanted, f"{wanted} does not say where a node ran")
-    where = next((f"{n} on {d}" for n, d in elsewhere.items()), f"{len(placed)} nodes on {wanted}")
-    return Check.equal(name, len(elsewhere), 0, where)
-
-
-def reference_checks(port: Port, reference: Reference, logits: Mapping[str, np.ndarray], bound: Bound) -> list[Check]:
-    """Quality against the reference, and for fp32 ports fidelity against it directly."""
-    found = {case: reference.compare(case, logits[case]) for case in reference.cases}
-    positions = sum(len(c.kl) for c in found.values())
-    kl = np.concatenate([c.kl for c in found.values()])
-    agreement = sum(c.agree for c in found.values()) / positions
-    limits = quality_limits(port.precision, parameters=parameter_count(port))
-    worst = max(found, key=lambda case: badness(float(found[case].kl.mean())))
-    exact = "" if reference.kl_is_exact else " (lower bound from the golden's top tokens)"
-    checks = [
-        Check.at_most(
-            f"quality: mean KL divergence, nats{exact}",
-            float(kl.mean()),
-            limits.mean_kl,
-            f"worst case {worst}",
-            limits.derivation,
-        ),
-        Check.at_least(
-            "quality: top-1 agreement",
-            agreement,
-            limits.agreement_floor(positions),
-            f"{positions} positions",
-            limits.derivation,
-        ),
-    ]
-    if port.precision == "fp32":
-        checks.append(against_reference("fidelity to the reference", found, bound))
-    return checks
-
-
-def against_reference(name: str, found: Mapping[str, Any], bound: Bound) -> Check:
-    """The worst case's relative L2 error against the reference."""
-    worst = max(found, key=lambda case: badness(found[case].rel_l2))
-    return Check.at_most(
-        f"{name}: relative error of logits", found[worst].rel_l2, bound.value, f"case {worst}", bound.derivation
-    )
-
-
-def float_checks(port: Port, own: Mapping[str, np.ndarray], cases: Mapping[str, np.ndarray], stateful: bool) -> list[Check]:
-    """A port whose activations are rounded, without that noise: graph, codes and scales are right to fp32 rounding."""
-    bound = rounding(port, max(ids.shape[1] for ids in cases.values()))
-    detail = "the port's graph with float activations, against the canonical fp32 graph of its own weights"
-    with float_session(port) as session:
-        logits = {name: run_whole(session, ids) for name, ids in cases.items()}
-        checks = [fidelity_check("fidelity, float activations", own, logits, bound, detail)]
-        if stateful:
-            longest = max(
-                cases, key=lambda name: cases[name].shape[1]
-            )  # one: every run decodes every weight, 0.2 s for SmolLM2
-            stepwise = {longest: run_in_chunks(session, cases[longest][:1])}
-            checks.append(
-                fidelity_check("chunked run, float activations", {longest: own[longest][:1]}, stepwise, bound, detail)
-            )
-    return checks
-
-
-def source_checks(port: Port, reference: Reference, source: Checkpoint) -> list[Check]:
-    """With the source at hand: the port holds its weights, and the fp32 graph that is built from it is the reference's."""
-    checks = [weights_check(port, source)]
-    if port.precision != "fp32":  # an fp32 port is held against the reference itself
-        with canonical_session(source) as session:
-            found = {case: reference.compare(case, run_whole(session, ids)) for case, ids in reference.cases.items()}
-        bound = rounding(port, max(ids.shape[1] for ids in reference.cases.values()))
-        checks.append(against_reference("source in fp32 to the reference", found, bound))
-    return checks
-
-
-def weights_check(port: Port, source: Checkpoint) -> Check:
-    """Every weight that the source's graph uses is in the port: the source's, or the nearest that its codes can say. Streamed."""
-    held = PortCheckpoint(port)
-    used = canonical_graph(source).tensors["used"]  # the source's own account, not the port's word for it
-    errors = {name: held.error_in_half_steps(name, source_stream(source, name)) for name in used}
-    off = [name for name, error in errors.items() if badness(error) > HALF_STEP]
-    where = f"{off[0]}: {errors[off[0]]:.3g} half steps" if off else f"{len(errors)} tensors"
-    return Check.equal("weights that are not the source's, rounded to nearest", len(off), 0, where, HALF_STEP_WHY)
-
-
-def parameter_count(port: Port) -> int:
-    """Parameters of the model, as the tensor accounting of the port counts them. raises: InputError"""
-    count = port.manifest["tensors"].get("parameters")
-    if type(count) is not int or count < 1:
-        raise InputError(f"port.json says that the model has {count!r} parameters", where=str(port.path), next="convert again")
-    return count
+    opened_port.verify()  # the verdict names the port by the hash of port.json: its files must be those that are listed there
+    with judgement_for(opened_port, against, device, paths_of(inputs), options) as judgement:
+        return judgement.judge(opened_port, device, progress=progress)

@@ -10,7 +10,7 @@ from . import options
 
 
 @click.command()
-@click.argument("source")
+@options.source_options
 @options.output("port")
 @options.target
 @options.precision
@@ -19,44 +19,48 @@ from . import options
     "--max-ram", type=options.Size(), metavar="SIZE", help="Refuse to start when the forecast is above this, as in 4GiB."
 )
 @options.weights
+@options.inputs
 @click.option("--resume", is_flag=True, help="Go on where a run that was cut short stopped; the result has identical bytes.")
 @click.option("--stop-after", metavar="PASS", help="End with this pass, to find by bisection which one changes an answer.")
 @options.force
 @options.as_json
 @options.quiet
 def command(
-    source: str,
+    source: options.Named,
     output: Path,
     target: str,
     precision: str | None,
     to: str,
     max_ram: int | None,
-    weights: str,
+    weights: str | None,
+    inputs: tuple[Path, ...],
     resume: bool,
     stop_after: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Convert SOURCE (a Hugging Face folder or a GGUF file) into a port, in fixed memory.
+    """Convert SOURCE (a Hugging Face folder, a GGUF or .onnx file, or a torch program) into a port, in fixed memory.
 
     Every tensor of the checkpoint is used, or named as dropped with a reason; anything else is refused. Nothing is compared here: `validate`
     does that, and `port` does both.
     """
     from porting.conversion import convert
 
-    port = convert(
-        source,
-        output,
-        target,
-        precision,
-        weights=weights,
-        max_ram=max_ram,
-        force=force,
-        resume=resume,
-        stop_after=stop_after,
-        progress=options.progress(quiet),
-    )
+    kept, weights_file = options.split_weights(weights)
+    with source.opened(weights_file, inputs) as opened:
+        port = convert(
+            opened,
+            output,
+            target,
+            precision,
+            weights=kept,
+            max_ram=max_ram,
+            force=force,
+            resume=resume,
+            stop_after=stop_after,
+            progress=options.progress(quiet),
+        )
     m = port.manifest
     result = {
         "schema": "porting.convert/1",
@@ -65,13 +69,13 @@ def command(
     }
     result |= {"tensors_used": len(m["tensors"]["used"]), "tensors_dropped": m["tensors"]["dropped"], "weights": m["weights"]}
     result["passes"] = m["passes"]
-    kept = m["weights"]
+    held = m["weights"]
     lines = [
         f"wrote {port.path}: {m['architecture']} for {m['target']} in {m['precision']}",
         f"  tensors  {len(m['tensors']['used'])} used, {len(m['tensors']['dropped'])} dropped",
-        f"  weights  {options.size(kept['written_bytes'])} written, {options.size(kept['linked_bytes'])} linked",
-        *[f"  not linked: {name}: {reason}" for name, reason in kept["not_linked"].items()],
-        f"  next: porting validate {port.path} --against {source}",
+        f"  weights  {options.size(held['written_bytes'])} written, {options.size(held['linked_bytes'])} linked",
+        *[f"  not linked: {name}: {reason}" for name, reason in held["not_linked"].items()],
+        f"  next: porting validate {port.path} --against {source.text}",
     ]
     options.emit(result, as_json, "\n".join(lines))
     return 0

@@ -10,17 +10,19 @@ from . import options
 
 
 @click.command()
-@click.argument("source")
+@options.source_options
+@options.weights_file
 @options.as_json
 @options.quiet
-def command(source: str, as_json: bool, quiet: bool) -> int:
-    """What is in SOURCE (a Hugging Face folder or a GGUF file): architecture, parameters, dtypes, bytes, and what fits where.
+def command(source: options.Named, weights: str | None, as_json: bool, quiet: bool) -> int:
+    """What is in SOURCE (a Hugging Face folder, a GGUF or .onnx file, or a torch program): architecture, parameters, dtypes, bytes, and what fits where.
 
-    Reads headers only. Exits 2 when the checkpoint is damaged; a model that is readable and not covered is said, not refused.
+    Reads headers only, but of a torch program, which has to be exported. Exits 2 when the checkpoint is damaged; a model that is readable and not covered is said, not refused.
     """
     from porting.inspection import inspect
 
-    found = inspect(source)
+    with source.opened(weights) as opened:
+        found = inspect(opened)
     options.emit(found, as_json, _text(found))
     return 0
 

@@ -7,7 +7,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,10 +42,16 @@ device = click.option(
 )
 weights = click.option(
     "--weights",
-    type=click.Choice(["link", "copy"]),
-    default="link",
-    show_default=True,
-    help="Hard-link the source's files where their bytes can be used as they are, or copy always.",
+    default=None,
+    metavar="link|copy|FILE",
+    help="Hard-link the source's files where their bytes can be used as they are, or copy always.  [default: link]  "
+    "With --model: the file that the module is loaded with (a state_dict, or a training checkpoint that holds one).",
+)
+weights_file = click.option(
+    "--weights",
+    default=None,
+    metavar="FILE",
+    help="With --model: the file that the module is loaded with (a state_dict, or a training checkpoint that holds one).",
 )
 force = click.option("--force", is_flag=True, help="Replace an existing output.")
 junit = click.option(
@@ -53,8 +62,114 @@ junit = click.option(
 inputs = click.option(
     "--inputs",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="An .npz of token ids, one (batch, sequence) array per case, in place of the built-in texts.",
+    multiple=True,
+    help="An .npz to validate on, in place of the built-in inputs. Of a language model: token ids, one (batch, sequence) array per case. "
+    "Of any other: one array per input, and the file is one case; give the option again for more.",
 )
+model = click.option(
+    "--model",
+    metavar="PACKAGE.MODULE:FACTORY",
+    help="In place of SOURCE: a function without arguments that returns a torch module, ready to run (in eval mode).",
+)
+no_strict = click.option(
+    "--no-strict",
+    is_flag=True,
+    help="With --model: names that only the module or only the weights file has are reported, not refused.",
+)
+allow_pickle = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Run the code that a .pt2, a TorchScript file or a pickle carries. Only for files that you trust.",
+)
+input_spec = click.option(
+    "--input",
+    "input_specs",
+    multiple=True,
+    metavar='"NAME: DTYPE[DIMS]"',
+    help='An input of a torch model, as in "x: float32[batch, 3, 224, 224]"; a named dimension is free. Once per input, in order.',
+)
+state = click.option(
+    "--state",
+    "state_pairs",
+    multiple=True,
+    metavar="INPUT=OUTPUT",
+    help="What the model carries from run to run, as in h=hn: kept by the session, which starts from zeros. Once per pair.",
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the user named: SOURCE, or --model with what belongs to it."""
+
+    source: str | None
+    model: str | None
+    strict: bool
+    allow_pickle: bool
+    input_specs: Sequence[str]
+    state_pairs: Sequence[str]
+
+    @property
+    def is_port(self) -> bool:
+        """Whether SOURCE is a port: a folder with port.json."""
+        return self.model is None and self.source is not None and (Path(self.source) / "port.json").is_file()
+
+    @property
+    def text(self) -> str:
+        """As the user would type it again."""
+        given = self.source if self.model is None else f"--model {self.model}"
+        return " ".join([str(given), *(f"--state {pair}" for pair in self.state_pairs)])
+
+    @contextmanager
+    def opened(self, weights_file: str | None = None, inputs: Sequence[Path] = ()) -> Iterator[Any]:
+        """The source; closed at the end. raises: as `open_source`"""
+        from porting.sources import opened, parse_input, parse_state
+
+        with opened(
+            self.source,
+            model=self.model,
+            weights_file=weights_file,
+            strict=self.strict,
+            allow_pickle=self.allow_pickle,
+            inputs=inputs,
+            input_specs=[parse_input(text) for text in self.input_specs],
+            state=parse_state(self.state_pairs) or None,
+        ) as source:
+            yield source
+
+
+def source_options(command: Callable[..., int]) -> Callable[..., int]:
+    """SOURCE, or --model with what belongs to it, handed to the command as one `Named`."""
+    return named_options(click.argument("source", required=False))(command)
+
+
+def named_options(argument: Callable[[Any], Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """As `source_options`, with another way to give `source`."""
+    return lambda command: _with_named(command, argument)
+
+
+def _with_named(command: Callable[..., int], argument: Callable[[Any], Any]) -> Callable[..., int]:
+
+    @wraps(command)
+    def with_source(
+        source: str | None,
+        model: str | None,
+        no_strict: bool,
+        allow_pickle: bool,
+        input_specs: tuple[str, ...],
+        state_pairs: tuple[str, ...],
+        **rest: Any,
+    ) -> int:
+        return command(source=Named(source, model, not no_strict, allow_pickle, input_specs, state_pairs), **rest)
+
+    decorated: Callable[..., int] = with_source
+    for option in (state, input_spec, allow_pickle, no_strict, model, argument):
+        decorated = option(decorated)
+    return decorated
+
+
+def split_weights(given: str | None) -> tuple[str, str | None]:
+    """--weights means two things: how weights are kept ("link" unless told), and with --model the file of weights."""
+    return (given, None) if given in ("link", "copy") else ("link", given)  # a file of that name is ./link
 
 
 def output(what: str) -> Callable[[Any], Any]:

@@ -8,20 +8,22 @@ from . import options
 
 
 @click.command()
-@click.argument("source")
+@options.source_options
 @options.target
 @options.precision
 @options.weights
 @options.as_json
 @options.quiet
-def command(source: str, target: str, precision: str | None, weights: str, as_json: bool, quiet: bool) -> int:
+def command(source: options.Named, target: str, precision: str | None, weights: str | None, as_json: bool, quiet: bool) -> int:
     """Forecast the conversion of SOURCE from its headers alone: peak memory, disk, time, and a lower bound of cards.
 
     Refuses what `convert` would refuse. The figures are forecasts; the time is for two cores and a warm page cache.
     """
     from porting.forecast import plan
 
-    forecast = plan(source, target, precision, weights=weights)
+    kept, weights_file = options.split_weights(weights)
+    with source.opened(weights_file) as opened:
+        forecast = plan(opened, target, precision, weights=kept)
     cards = forecast["cards_at_least"]
     memory = forecast["device_memory_bytes"]
     lines = [

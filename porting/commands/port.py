@@ -10,7 +10,7 @@ from . import options
 
 
 @click.command()
-@click.argument("source")
+@options.source_options
 @options.output("port")
 @options.target
 @options.precision
@@ -27,14 +27,14 @@ from . import options
 @options.as_json
 @options.quiet
 def command(
-    source: str,
+    source: options.Named,
     output: Path,
     target: str,
     precision: str | None,
     against: Path | None,
     device: str,
-    inputs: Path | None,
-    weights: str,
+    inputs: tuple[Path, ...],
+    weights: str | None,
     force: bool,
     junit: Path | None,
     as_json: bool,
@@ -48,16 +48,18 @@ def command(
     options.require_junit(junit)
     from porting.pipeline import port
 
-    verdict = port(
-        source,
-        output,
-        target,
-        precision,
-        against=against,
-        device=device,
-        inputs=inputs,
-        weights=weights,
-        force=force,
-        progress=options.progress(quiet),
-    )
+    kept, weights_file = options.split_weights(weights)
+    with source.opened(weights_file, inputs) as opened:
+        verdict = port(
+            opened,
+            output,
+            target,
+            precision,
+            against=against,
+            device=device,
+            inputs=inputs,
+            weights=kept,
+            force=force,
+            progress=options.progress(quiet),
+        )
     return options.emit_verdict(verdict, as_json, junit)

@@ -11,11 +11,15 @@ from . import options
 
 @click.command()
 @click.argument("port", type=click.Path(path_type=Path))
-@click.option(
-    "--against",
-    type=click.Path(path_type=Path),
-    help="The source checkpoint (needs transformers), a golden, or another port (never a pass). [default: the port's own golden]",
+@options.named_options(
+    click.option(
+        "--against",
+        "source",
+        metavar="SOURCE|GOLDEN|PORT",
+        help="The source that the port was made from, a golden, or another port (never a pass).  [default: the port's own golden]",
+    )
 )
+@options.weights_file
 @options.device
 @options.inputs
 @click.option(
@@ -30,9 +34,10 @@ from . import options
 @options.quiet
 def command(
     port: Path,
-    against: Path | None,
+    source: options.Named,
+    weights: str | None,
     device: str,
-    inputs: Path | None,
+    inputs: tuple[Path, ...],
     require_level: str,
     junit: Path | None,
     as_json: bool,
@@ -47,5 +52,10 @@ def command(
     options.require_junit(junit)
     from porting.validation import validate
 
-    verdict = validate(port, against, device, inputs=inputs, require_level=require_level, progress=options.progress(quiet))
+    settings = {"inputs": inputs, "require_level": require_level, "progress": options.progress(quiet)}
+    if source.model is None and (source.source is None or source.is_port or Path(source.source).suffix == ".json"):
+        verdict = validate(port, source.source, device, **settings)
+    else:
+        with source.opened(weights, inputs) as opened:
+            verdict = validate(port, opened, device, **settings)
     return options.emit_verdict(verdict, as_json, junit)

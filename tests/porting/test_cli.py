@@ -203,12 +203,12 @@ def test_a_junit_that_fails_afterwards_keeps_the_verdict(
 # --- exit codes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_crash_is_ours(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(source: str) -> None:
+def test_a_crash_is_ours(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(source: object) -> None:
         raise KeyError("no such thing")
 
     monkeypatch.setattr("porting.inspection.inspect", crash)
-    code, out, err = run("inspect", "x", "--json")
+    code, out, err = run("inspect", str(folder), "--json")
     assert code == 70 and "Traceback" in err and "KeyError: 'no such thing'" in err
     assert "this is a bug in porting, not in your input" in err and json.loads(out)["error"]["exit_code"] == 70
 
@@ -224,13 +224,13 @@ def test_a_crash_is_ours(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_the_system_refuses_has_its_code(
-    error: BaseException, code: int, run: Run, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, code: int, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: str) -> None:
+    def fail(source: object) -> None:
         raise error
 
     monkeypatch.setattr("porting.inspection.inspect", fail)
-    got, out, err = run("inspect", "x", "--json")
+    got, out, err = run("inspect", str(folder), "--json")
     assert got == json.loads(out)["error"]["exit_code"] == code
     assert ("Traceback" in err) == (code == 70)
     assert code == 130 or "\n  next:  " in err

@@ -77,8 +77,8 @@ def test_cases_that_do_not_fit(arrays: dict[str, np.ndarray], said: str, tmp_pat
 
 def test_cases_of_a_user(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.array([[1, 2], [3, 4]], np.uint8), b=np.array([[5]]))
-    cases = cases_of(CONFIG, None, tmp_path / "x.npz")
+    cases = cases_of(CONFIG, None, [tmp_path / "x.npz"])
     assert cases["a"].dtype == np.int64 and cases["a"].tolist() == [[1, 2], [3, 4]] and cases["b"].shape == (1, 1)
     require_cases(cases, CONFIG, "x")
     with pytest.raises(InputError, match="No such file"):
-        cases_of(CONFIG, None, tmp_path / "none.npz")
+        cases_of(CONFIG, None, [tmp_path / "none.npz"])

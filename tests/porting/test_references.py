@@ -30,7 +30,9 @@ from porting.numerics.sketch import sketch
 from porting.port_folder import Port, open_port
 from porting.recording import golden_of, identity_of, record
 from porting.reference import GoldenReference, UpstreamReference
-from porting.validation import judge, placement_check, validate
+from porting.evidence import placement_check
+from porting.language_validation import judge
+from porting.validation import validate
 from porting.weights import source_stream
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = OWN

@@ -24,7 +24,7 @@ from porting.port_writer import Source, write_port
 from porting.reference import UpstreamReference
 from porting.session import Session
 from porting.types import Checkpoint, Graph
-from porting.validation import judge
+from porting.language_validation import judge
 from porting.weights import stream_of
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = OWN

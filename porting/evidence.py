@@ -1,0 +1,38 @@
+"""What running a port on a device shows, and whether it ran there."""
+
+from __future__ import annotations
+
+from porting.devices import parse_device
+from porting.errors import EvidenceUnavailable, UsageError
+from porting.session import Session
+from porting.verdict import EVIDENCE_LEVELS, Check
+
+SIMULATED = ("null",)  # devices that compute nothing real
+
+
+def evidence_level(device: str) -> str:
+    """What running on a device shows."""
+    return "simulated" if parse_device(device).name in SIMULATED else "hardware"
+
+
+def require_evidence(device: str, level: str) -> None:
+    """Whether running on `device` gives evidence of at least `level`. raises: EvidenceUnavailable, UsageError"""
+    if level not in EVIDENCE_LEVELS:
+        raise UsageError(f"no evidence level {level!r}", where="--require-level", next=f"known: {', '.join(EVIDENCE_LEVELS)}")
+    got = evidence_level(device)
+    if EVIDENCE_LEVELS.index(got) < EVIDENCE_LEVELS.index(level):
+        raise EvidenceUnavailable(
+            f"{device} gives {got} evidence, {level} is required", where="--require-level", next="run on the device itself"
+        )
+
+
+def placement_check(session: Session) -> Check:
+    """The device asked for is the device that ran, as far as the backend says where."""
+    wanted = session.device.name
+    placed = session.placement
+    elsewhere = {n: d for n, d in placed.items() if d.partition(":")[0] != wanted}
+    name = "nodes on another device"
+    if not placed:
+        return Check(name, "error", None, 0, wanted, f"{wanted} does not say where a node ran")
+    where = next((f"{n} on {d}" for n, d in elsewhere.items()), f"{len(placed)} nodes on {wanted}")
+    return Check.equal(name, len(elsewhere), 0, where)

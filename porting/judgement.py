@@ -1,0 +1,126 @@
+"""What a port is held against: chosen by what the port is (a language model, an encoder, a graph) and by what is at hand.
+
+the source      language model, encoder: transformers' own class    graph: the untouched file, or the torch module itself
+a golden        what one of those computed, recorded
+another port    never a pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from porting.conversion import LANGUAGE_MODEL, Canonical, canonical_graph
+from porting.errors import EvidenceUnavailable, InputError, UsageError
+from porting.golden import Golden, ModelIdentity
+from porting.inputs import cases_of
+from porting.language_validation import LanguageJudgement
+from porting.port_folder import EVIDENCE, MANIFEST, Port, open_port
+from porting.progress import silent
+from porting.reference import GoldenReference, PortReference, UpstreamReference
+from porting.sources import opened
+from porting.types import Checkpoint, GraphSource, is_checkpoint
+from porting.upstream import upstream_version
+from porting.verdict import Verdict
+
+GOLDEN_FILE = f"{EVIDENCE}/golden.json"
+
+
+class Judgement(Protocol):
+    """A reference with its inputs."""
+
+    description: str
+
+    def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Refuse to judge another model than the reference's own. raises: InputError"""
+
+    def prepare(self) -> None:
+        """Run what has to be run; what that needs is free again before the port is opened."""
+
+    def judge(self, port: Port, device: str, *, command: str = "validate", progress: Any = silent) -> Verdict: ...
+
+    def golden(self, identity: ModelIdentity, device: str = "cpu") -> Golden:
+        """What the reference computed, or the golden that it came from."""
+
+
+def judgement_of_source(canonical: Canonical, inputs: Sequence[Path]) -> Judgement:
+    """With the source at hand. raises: EvidenceUnavailable (transformers is missing), InputError (inputs that do not fit)"""
+    source = canonical.source
+    if canonical.kind == LANGUAGE_MODEL:
+        assert is_checkpoint(source)
+        require_upstream()
+        cases = cases_of(source.config, source.side_files().get("tokenizer.json"), inputs)
+        return LanguageJudgement(UpstreamReference(source, cases), source)
+    raise NotImplementedError
+
+
+def judgement_of_golden(
+    path: Path, inputs: Sequence[Path], kind: str, source: Checkpoint | GraphSource | None = None
+) -> Judgement:
+    """What was recorded.
+
+    source: where it is at hand; the weights of a port are then compared with it
+    raises: InputError, UsageError
+    """
+    if not path.is_file():
+        raise InputError(f"no such golden: {path}", where="--against", next="`porting record` makes one")
+    if inputs:
+        raise UsageError("a golden has its own inputs", where="--inputs", next="leave --inputs out")
+    if kind == LANGUAGE_MODEL:
+        assert source is None or is_checkpoint(source)
+        return LanguageJudgement(GoldenReference.load(path), source)
+    raise NotImplementedError
+
+
+def judgement_of_port(port: Port, inputs: Sequence[Path], device: str) -> Judgement:
+    """Another port, or a port to be recorded. raises: InputError"""
+    if port.manifest["kind"] == LANGUAGE_MODEL:
+        cases = cases_of(port.manifest["config"], port.side_file("tokenizer.json"), inputs)
+        return LanguageJudgement(PortReference(port, cases, device))
+    raise NotImplementedError
+
+
+@contextmanager
+def judgement_for(
+    port: Port, against: Any, device: str, inputs: Sequence[Path], options: Mapping[str, Any]
+) -> Iterator[Judgement]:
+    """What `against` names, for `porting.validate`. raises: EvidenceUnavailable, InputError, UsageError"""
+    if against is None:
+        own = port.path / GOLDEN_FILE
+        if not own.is_file():
+            raise EvidenceUnavailable(
+                "nothing to compare with: the port carries no golden",
+                where=str(port.path),
+                next="--against its source (a checkpoint needs transformers) or --against a golden",
+            )
+        against = own
+    kind = port.manifest["kind"]
+    path = Path(against) if isinstance(against, (str, Path)) else None
+    if path is not None and not path.exists():
+        raise InputError(f"no such source, port or golden: {path}", where="--against")
+    if path is not None and (path / MANIFEST).is_file():
+        yield judgement_of_port(open_port(path), inputs, device)
+    elif path is not None and path.is_file() and path.suffix == ".json":
+        yield judgement_of_golden(path, inputs, kind)
+    else:
+        with opened(against, inputs=inputs, **options) as source:
+            canonical = canonical_graph(source)
+            if canonical.kind != kind:
+                raise InputError(
+                    f"the port is a {kind}, the reference a {canonical.kind}",
+                    where="--against",
+                    next="validate against the port's own source or golden",
+                )
+            yield judgement_of_source(canonical, inputs)
+
+
+def require_upstream() -> None:
+    """raises: EvidenceUnavailable when transformers is not installed"""
+    if upstream_version() is None:
+        raise EvidenceUnavailable(
+            "the upstream implementation is not installed, and no golden was given: nothing could show that the port is right",
+            where="reference",
+            next='--against a golden, or pip install "porting[torch]"; `porting convert` converts without comparing',
+        )
