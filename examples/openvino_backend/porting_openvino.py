@@ -89,12 +89,15 @@ class OpenVinoSession:
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
         buffers = {}
-        for name, buffer in state_buffers(self._program, capacity, batch).items():
+        for name, buffer in state_buffers(self._program, capacity, batch, grown_from).items():
             buffers[name] = np.zeros(buffer.shape, buffer.dtype)
             if grown_from is not None:
                 part = filled(grown_from, buffer)
                 buffers[name][part] = grown_from.buffers[name][part]
         return State(buffers, np.zeros(batch, np.int64) if grown_from is None else grown_from.length, capacity)
+
+    def read_state(self, state: State) -> dict[str, np.ndarray]:
+        return {name: np.array(array) for name, array in state.buffers.items()}
 
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         given = {**feeds, **state.buffers} if state else feeds
