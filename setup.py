@@ -25,6 +25,7 @@ TEST = [
     "sentencepiece",
     "setuptools>=77",
     "openvino",
+    "pillow",
     *CPU,
     *TORCH,
     *GGUF,
