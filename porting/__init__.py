@@ -26,6 +26,7 @@ _PUBLIC = {
     "record": "porting.recording",
     "load": "porting.session",
     "generate": "porting.generation",
+    "embed": "porting.embedding",
     "open_port": "porting.port_folder",
     "PortingError": "porting.errors",
 }

@@ -36,6 +36,7 @@ COMMANDS = {  # in the order of the work; the line is what `porting --help` show
     "record": "Record a golden: what the outputs should be, in kilobytes.",
     "run": "Run a port on arrays from an .npz file.",
     "generate": "Continue a prompt with a language-model port.",
+    "embed": "One vector per text with the port of an encoder.",
     "bench": "Measure latency and tokens per second, A/B in one run.",
     "doctor": "What can run here, and what to type for what is missing.",
 }

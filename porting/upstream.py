@@ -5,7 +5,7 @@ Nothing is downloaded and no remote code runs: the class comes from the installe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from porting.weights import source_stream
 
 if TYPE_CHECKING:
     from porting.types import Checkpoint
+
+NOT_MATHS = ("torch_dtype", "dtype", "quantization_config")  # how weights were stored; ours are decoded
 
 
 def upstream_version() -> str | None:
@@ -62,10 +64,11 @@ def _import_upstream() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def load_upstream(checkpoint: Checkpoint, architecture: str) -> Any:
-    """transformers' model of this checkpoint, fp32, eval mode, every parameter set from our decoding.
+def build_upstream(architecture: str, config: Mapping[str, Any], **options: Any) -> Any:
+    """transformers' model of a config, fp32, eval mode, its weights as it makes them up.
 
-    raises: EvidenceUnavailable when transformers has no such class, or its parameters are not those that we read
+    options: further arguments of upstream's constructor
+    raises:  EvidenceUnavailable when transformers has no such class, or refuses the config
     """
     torch, transformers = _import_upstream()
     kind = getattr(transformers, architecture, None)
@@ -75,35 +78,59 @@ def load_upstream(checkpoint: Checkpoint, architecture: str) -> Any:
             where="reference",
             next="validate --against a golden",
         )
-    config = {k: v for k, v in checkpoint.config.items() if k not in ("torch_dtype", "dtype", "quantization_config")}
-    factors = config.get("rope_scaling") if (config.get("rope_scaling") or {}).get("rope_type") == "freq_factors" else None
-    if factors:
-        config.pop("rope_scaling")
+    own = kind.config_class
     try:
-        model = kind._from_config(kind.config_class.from_dict(config), dtype=torch.float32, attn_implementation="eager").eval()
+        return kind._from_config(own.from_dict(config), dtype=torch.float32, attn_implementation="eager", **options).eval()
     except Exception as error:  # its checks of a config are its own, and change from version to version
         raise EvidenceUnavailable(
             f"transformers {transformers.__version__} cannot build this {architecture}: {type(error).__name__}: {error}",
             where="reference",
             next="validate --against a golden, or with another version of transformers",
         ) from error
-    names = dict(model.named_parameters())
-    extra = set(checkpoint.tensors) - set(names) - {"lm_head.weight", "rope_freqs.weight"}
-    missing = set(names) - set(checkpoint.tensors)
-    left = {n for n in extra if not n.endswith("rotary_emb.inv_freq")}
-    misshapen = [n for n in set(names) - missing if tuple(names[n].shape) != checkpoint.tensors[n].shape]
+
+
+def fill_upstream(model: Any, architecture: str, checkpoint: Checkpoint, names: Mapping[str, str], harmless: Set[str]) -> None:
+    """Set every parameter of a torch module from our decoding.
+
+    names:    parameter -> tensor of the checkpoint
+    harmless: tensors that no parameter needs
+    raises:   EvidenceUnavailable when the module's parameters are not the tensors that we read
+    """
+    torch, _ = _import_upstream()
+    parameters = dict(model.named_parameters())
+    missing = sorted(p for p in parameters if names.get(p) not in checkpoint.tensors)
+    held = {p: checkpoint.tensors[names[p]] for p in parameters if p not in missing}
+    misshapen = sorted(p for p, tensor in held.items() if tuple(parameters[p].shape) != tuple(tensor.shape))
+    left = sorted(set(checkpoint.tensors) - {tensor.name for tensor in held.values()} - harmless)
     if missing or left or misshapen:
         raise EvidenceUnavailable(
-            f"transformers' {architecture} and the checkpoint disagree about tensors: missing {sorted(missing)[:5]}, "
-            f"extra {sorted(left)[:5]}, of another shape {sorted(misshapen)[:5]}",
+            f"transformers' {architecture} and the checkpoint disagree about tensors: missing {missing[:5]}, "
+            f"extra {left[:5]}, of another shape {misshapen[:5]}",
             where="reference",
             next="validate --against a golden, or with another version of transformers",
         )
     with torch.no_grad():
-        for name, parameter in names.items():
-            for start, stop, (rows,) in source_stream(checkpoint, name).stripes():
+        for name, parameter in parameters.items():
+            for start, stop, (rows,) in source_stream(checkpoint, names[name]).stripes():
                 parameter[start:stop] = torch.from_numpy(np.array(rows))
-        if factors:  # GGUF's per-frequency divisors, which transformers' config cannot say
-            divisors = source_stream(checkpoint, "rope_freqs.weight").make(0, model.model.rotary_emb.inv_freq.shape[0])[0]
+
+
+def load_upstream(checkpoint: Checkpoint, architecture: str) -> Any:
+    """transformers' language model of this checkpoint, fp32, eval mode, every parameter set from our decoding.
+
+    raises: EvidenceUnavailable when transformers has no such class, or its parameters are not those that we read
+    """
+    config = {k: v for k, v in checkpoint.config.items() if k not in NOT_MATHS}
+    factors = config.get("rope_scaling") if (config.get("rope_scaling") or {}).get("rope_type") == "freq_factors" else None
+    if factors:
+        config.pop("rope_scaling")
+    model = build_upstream(architecture, config)
+    buffers = {n for n in checkpoint.tensors if n.endswith("rotary_emb.inv_freq")}
+    names = {name: name for name, _ in model.named_parameters()}
+    fill_upstream(model, architecture, checkpoint, names, buffers | {"lm_head.weight", "rope_freqs.weight"})
+    if factors:  # GGUF's per-frequency divisors, which transformers' config cannot say
+        torch, _ = _import_upstream()
+        divisors = source_stream(checkpoint, "rope_freqs.weight").make(0, model.model.rotary_emb.inv_freq.shape[0])[0]
+        with torch.no_grad():
             model.model.rotary_emb.inv_freq /= torch.from_numpy(divisors)
     return model

@@ -84,6 +84,11 @@ def masked_lm_head(g: GraphBuilder, words: parts.Tensors, x: ir.Value, c: Config
     return parts.vocabulary_head(g, head, words, name, x, c, c.tie_word_embeddings)
 
 
+def longest(config: Mapping[str, Any]) -> int:
+    """Tokens that a text may have."""
+    return int(config["max_position_embeddings"])
+
+
 def build(config: Mapping[str, Any], w: Weights) -> Graph:
     """The canonical graph of a BertModel or a BertForMaskedLM.
 

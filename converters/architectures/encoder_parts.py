@@ -41,9 +41,6 @@ IGNORED = {
     "pooler_size_per_head": "of the first TensorFlow release; no upstream reads it",
     "pooler_type": "of the first TensorFlow release; no upstream reads it",
 }
-SENTENCE = (
-    "sentence_transformers"  # the config key that checkpoints/sentence_transformers.py writes, read by `sentence_embedding`
-)
 SPECIAL = ("is_decoder", "position_embedding_type", "pad_token_id", SENTENCE)  # read by `check` and by the architectures
 BUFFERS = {r"embeddings\.(position_ids|token_type_ids)": "a buffer that counts from 0, or holds zeros"}
 ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
@@ -262,9 +259,12 @@ def vocabulary_head(
     embedding = f"{words.stored}embeddings.word_embeddings.weight"
     if tied:
         _drop_equal(head.weights, own, embedding, "tie_word_embeddings is true")
-    if bias not in head and copy in head:
+    if copy in head and (bias not in head or not tied):
         bias, copy = copy, bias
-    _drop_equal(head.weights, copy, bias, "one is a copy of the other upstream")
+    if tied:
+        _drop_equal(head.weights, copy, bias, "one is a copy of the other upstream")
+    elif copy in head:
+        head.weights.drop(copy, f"upstream reads {bias} where the head is not tied")
     with g.scope(f"{head.module}{name}.decoder"):
         w = g.weight(head.weights.take(embedding if tied else own, (c.vocab_size, c.hidden_size)))
         y = g.op("MatMul", x, g.op("Transpose", w, perm=[1, 0]))

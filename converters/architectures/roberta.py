@@ -103,6 +103,11 @@ def masked_lm_head(g: GraphBuilder, words: parts.Tensors, x: ir.Value, c: Config
     return parts.vocabulary_head(g, head, words, name, x, c, c.tie_word_embeddings)
 
 
+def longest(config: Mapping[str, Any]) -> int:
+    """Tokens that a text may have: positions begin behind the padding's."""
+    return int(config["max_position_embeddings"]) - int(config.get("pad_token_id", PADDING)) - 1
+
+
 def build(config: Mapping[str, Any], w: Weights) -> Graph:
     """The canonical graph of a RobertaModel or a RobertaForMaskedLM, and of those of XLM-RoBERTa.
 

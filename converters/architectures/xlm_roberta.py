@@ -6,6 +6,6 @@ Checkpoints: Hugging Face folders, with or without a head; sentence-transformers
 
 from __future__ import annotations
 
-from .roberta import HEAD, KIND, build
+from .roberta import HEAD, KIND, build, longest
 
-__all__ = ["HEAD", "KIND", "build"]
+__all__ = ["HEAD", "KIND", "build", "longest"]
