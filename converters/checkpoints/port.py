@@ -14,13 +14,14 @@ import onnx_ir as ir
 
 from porting.errors import PortError
 from porting.port_folder import MODEL, Port
+from porting.registry import load_architecture
 from porting.types import StoredTensor
 from porting.weights import Stream, dtype_of
 
 from ..passes.quantize_linear import dequantize_rows
 
 CODES, SCALES, POINTS = ".codes", ".scales", ".zero_points"
-HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"  # of an architecture that does not say otherwise
 
 
 class PortCheckpoint:
@@ -45,8 +46,9 @@ class PortCheckpoint:
             if n.op_type == "MatMulNBits" and n.inputs[1] is not None
         }
         self._codes = {name: name for name in self._bits}  # upstream name -> prefix of its codes
+        head = getattr(load_architecture(str(port.manifest["architecture"])), "HEAD", HEAD)
         for name in set(self._bits) & set(self._raw):  # a tied head: the embedding is kept as it was, the head holds codes
-            self._codes[HEAD] = self._codes.pop(name)
+            self._codes[head] = self._codes.pop(name)
             self.config["tie_word_embeddings"] = False
         self._folded = {n: np.asarray(v, np.float32) for n, v in port.manifest["tensors"].get("folded", {}).items()}
         plain = {*self._folded, *(n for n in self._raw if not n.endswith((CODES, SCALES, POINTS)))}
