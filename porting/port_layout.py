@@ -68,13 +68,15 @@ def lay_out(graph: Graph, folder: Path, weights: str) -> Layout:
     streams = list(
         {id(found[0]): found[0] for value in _initializers(graph.model) if (found := stream_of(value.const_value))}.values()
     )
+    # of the body of an If or Loop onnxruntime refuses external data in a file that has a second link
+    inner = {id(found[0]) for value in _body_initializers(graph.model) if (found := stream_of(value.const_value))}
+    stored = [(s, s.stored) for s in streams if s.stored is not None and id(s) not in inner]
     links: dict[Path, str] = {}
     not_linked: dict[str, str] = {}
     if weights == "link":
         used: Counter[Path] = Counter()
-        for stream in streams:
-            if stream.stored is not None:
-                used[stream.stored.file] += stream.stored.nbytes
+        for _, place in stored:
+            used[place.file] += place.nbytes
         for file, nbytes in used.items():
             name = _link_name(file, set(links.values()))
             reason = not_worth_linking(file, nbytes) or _link(file, folder / name)
@@ -82,10 +84,11 @@ def lay_out(graph: Graph, folder: Path, weights: str) -> Layout:
                 not_linked[file.name] = reason
             else:
                 links[file] = name
-    linked = [s for s in streams if s.stored is not None and s.stored.file in links]
+    linked = [stream for stream, place in stored if place.file in links]
+    stays = {id(stream) for stream in linked}
     written, end = [], 0
     for stream in streams:
-        if stream.stored is None or stream.stored.file not in links:
+        if id(stream) not in stays:
             offsets = []
             for spec in stream.outputs:
                 offsets.append(-(-end // ALIGNMENT) * ALIGNMENT)
@@ -149,5 +152,10 @@ def _placed(value: ir.Value, stream: Stream, index: int, location: str, offset: 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
     """Of the graph and of the bodies of its control flow."""
-    for body in (model.graph, *model.graph.subgraphs()):
+    yield from model.graph.initializers.values()
+    yield from _body_initializers(model)
+
+
+def _body_initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for body in model.graph.subgraphs():
         yield from body.initializers.values()
