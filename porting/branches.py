@@ -1,0 +1,78 @@
+"""Every branch of every If that is still in a port, taken once in the port and in the untouched file: by forcing the conditions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from porting.fidelity import link_or_copy
+from porting.onnx_facts import Conditional, conditionals, force
+from porting.port_folder import MODEL, Port
+from porting.types import Program
+from porting.verdict import Check, printable
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of an If.
+
+    forced: what has to hold for it to be taken: this If and all around it
+    """
+
+    node: str
+    taken: bool
+    forced: Mapping[str, bool]
+
+    @property
+    def name(self) -> str:
+        return f"{self.node} = {'then' if self.taken else 'else'}"
+
+
+def branches_of(found: Sequence[Conditional]) -> list[Branch]:
+    return [Branch(c.name, taken, {**dict(c.parents), c.name: taken}) for c in found for taken in (True, False)]
+
+
+def conditionals_of(port: Port) -> list[Conditional]:
+    """The Ifs of a port's graph."""
+    return conditionals(onnx.load(str(port.path / MODEL), load_external_data=False).graph)
+
+
+def folded_check(of_original: Sequence[Conditional], of_port: Sequence[Conditional]) -> Check | None:
+    """No If is gone whose condition depends on what is fed; None where there is no If at all."""
+    if not of_original and not of_port:
+        return None
+    kept, names = {c.name for c in of_port}, {c.name for c in of_original}
+    gone = {c.name for c in of_original if c.name not in kept}
+    # an If inside a branch that is never taken goes with the If around it
+    wrong = [c.name for c in of_original if c.valued and c.name in gone and not any(parent in gone for parent, _ in c.parents)]
+    added = sorted(kept - names)
+    where = printable((wrong + added)[0]) if wrong or added else f"{len(kept)} of {len(names)} Ifs kept"
+    return Check.equal(
+        "Ifs that depend on the inputs and are not in the port, or only in the port", len(wrong) + len(added), 0, where
+    )
+
+
+def folded(of_original: Sequence[Conditional], of_port: Sequence[Conditional]) -> list[str]:
+    """Names of the Ifs that the conversion decided once and for all."""
+    kept = {c.name for c in of_port}
+    return [c.name for c in of_original if c.name not in kept]
+
+
+@contextmanager
+def forced_program(port: Port, forced: Mapping[str, bool]) -> Iterator[Program]:
+    """The port with conditions fixed, in a temporary folder; Ifs that it has no more are left out of `forced`."""
+    model = onnx.load(str(port.path / MODEL), load_external_data=False)
+    force(model.graph, forced)
+    with tempfile.TemporaryDirectory(prefix="porting-") as temporary:
+        folder = Path(temporary)
+        for entry in port.manifest["files"]:
+            if entry["path"] != MODEL:
+                (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(port.path / entry["path"], folder / entry["path"])
+        onnx.save(model, str(folder / MODEL))
+        yield replace(port.program(), model=folder / MODEL)

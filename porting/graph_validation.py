@@ -1,0 +1,227 @@
+"""Is the port of a graph right? Every output of every run against the untouched model's, held to what roundings alone do to it.
+
+Runs: the cases as they are; every branch of every If, forced in both; state carried over several steps, against the original that is handed
+its own state. The bound is measured, not chosen: see numerics/graph_noise.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from porting.branches import conditionals_of, folded, folded_check, forced_program
+from porting.errors import InputError, RuntimeFailed
+from porting.evidence import evidence_level, placement_check
+from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, Difference, GraphReference, Recorded, measure_noise, noise_of
+from porting.graph_runs import Run, batch_of, execute, flat
+from porting.noisy_original import lengths_of
+from porting.numerics.bounds import UNIT_ROUNDOFF, rounding_bound
+from porting.numerics.graph_noise import MULTIPLE
+from porting.port_folder import MODEL, Port
+from porting.progress import silent
+from porting.session import Session, open_session
+from porting.types import StateSpec
+from porting.verdict import Check, Verdict, printable
+
+# Noise is measured with errors of MULTIPLE roundings each, and two computations that differ have sqrt(2) of one each: what is left,
+# SLACK MULTIPLE / sqrt(2) = 5.7 standard deviations, covers that a root mean square of NOISE_RUNS numbers is one itself.
+SLACK = 2.0
+BOUND = (
+    f"{SLACK:g} times the error of this output when every operator of the graph is off at random by {MULTIPLE} roundings "
+    f"(u sqrt(n) for sums of n terms; Parker 1997, Higham & Mary 2019), root mean square of {NOISE_RUNS} runs"
+)
+FAIL, PASS, UNDECIDED = "fail", "pass", "undecided"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One output of one step: what was found, the bound, and what follows."""
+
+    group: str
+    output: str
+    exact: bool
+    found: Difference
+    bound: float
+    verdict: str
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Worst last."""
+        share = self.found.value / self.bound if self.bound else self.found.value
+        return (UNDECIDED, PASS, FAIL).index(self.verdict), math.inf if math.isnan(share) else share
+
+
+def judge_graph(
+    port: Port, reference: GraphReference, device: str, *, command: str = "validate", progress: Any = silent
+) -> Verdict:
+    """Run every check of a port of kind "graph" or "encoder" against a reference.
+
+    raises: InputError (inputs that show nothing), DeviceUnavailable, OutOfResources
+    """
+    start = time.perf_counter()
+    with progress("validate", 3, unit="steps") as advance:
+        reference.prepare()
+        advance(1)
+        recorded = [one for one in reference.recorded if _applies(one.run, port)]
+        if any(one.noise is None for one in recorded):
+            measure_noise(recorded, port.path / MODEL, port.program().state.pairs)
+        advance(1)
+        with PortRuns(port, device) as runs:
+            checks = [placement_check(runs.session), _interface_check(port, recorded)]
+            measured = _measured(port, runs, recorded, checks)
+            ran_on = str(runs.session.device)
+        advance(1)
+    ifs = conditionals_of(port)
+    gone = folded_check(reference.conditionals, ifs)
+    checks += [*([gone] if gone else []), *_checks(measured)]
+    undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED]
+    return Verdict.from_checks(
+        command,
+        checks,
+        evidence_level=evidence_level(device),
+        reference=reference.kind,
+        source=port.path.name,
+        target=port.manifest["target"],
+        device=ran_on,
+        seconds=round(time.perf_counter() - start, 3),
+        details={
+            "device_asked_for": device,
+            "compared_with": reference.description,
+            "fidelity_bound": BOUND,
+            "port_sha256": port.identity(),
+            "precision": port.precision,
+            "runs": [one.run.name for one in recorded],
+            "ill_conditioned": undecided,
+            "folded_ifs": folded(reference.conditionals, ifs),
+            **{"not_reached": [], **reference.details},
+        },
+    )
+
+
+class PortRuns:
+    """A port on a device, run like the original: state as inputs and outputs, or kept by the session, or with conditions fixed."""
+
+    def __init__(self, port: Port, device: str) -> None:
+        self.port, self.device = port, device
+        self._stack = ExitStack()
+        program = port.program()
+        self.session = self._stack.enter_context(open_session(program, device))
+        self._plain: Session = self.session
+        if program.state.pairs:
+            self._plain = self._stack.enter_context(open_session(replace(program, state=StateSpec()), device))
+
+    def __enter__(self) -> PortRuns:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._stack.close()
+
+    def outputs(self, run: Run) -> list[dict[str, Any]]:
+        """As `execute` on the original, but with state that the session carries. raises: InputError, RuntimeFailed, OutOfResources"""
+        program = self.port.program()
+        if run.start:
+            state = self.session.new_state(batch=batch_of(run, program.inputs))
+            return [flat(self.session.run(feeds, state)) for feeds in run.steps]
+        if not run.forced:
+            return execute(self._plain, run, ())
+        with (
+            forced_program(self.port, run.forced) as fixed,
+            open_session(replace(fixed, state=StateSpec()), self.device) as session,
+        ):
+            return execute(session, run, ())
+
+
+def _applies(run: Run, port: Port) -> bool:
+    """A forced run is for the Ifs that the port still has."""
+    target = list(run.forced)[-1:]
+    return not target or target[0] in {c.name for c in conditionals_of(port)}
+
+
+def _interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:
+    """The port takes what the original takes and gives what it gives, by name."""
+    program = port.program()
+    plain = next(one for one in recorded if not one.run.start and not one.run.forced)
+    takes, gives = {i.name for i in program.inputs}, {o.name for o in program.outputs}
+    needs = set(plain.run.steps[0])
+    wanted = {name.partition(": length")[0] for name in plain.steps[0] if not name.endswith("]") or name in gives}
+    differing = sorted((needs - takes) | (takes - needs - set(program.defaults)) | (wanted ^ gives))
+    where = printable(", ".join(differing[:5])) if differing else f"{len(takes)} inputs, {len(gives)} outputs"
+    return Check.equal("inputs and outputs that only one side has", len(differing), 0, where)
+
+
+def _measured(port: Port, runs: PortRuns, recorded: Sequence[Recorded], checks: list[Check]) -> list[Measured]:
+    """Every output of every step of every run. A run that the port refuses is a failed check, added to `checks`."""
+    usual = noise_of(recorded)
+    tight: list[float] = []  # worked out once, where it is needed
+    found = []
+    for one in recorded:
+        try:
+            steps = runs.outputs(one.run)
+        except (InputError, RuntimeFailed) as error:
+            checks.append(Check("runs that the port refuses", "fail", printable(error.what), "none", printable(one.run.name)))
+            continue
+        for number, (wanted, got) in enumerate(zip(one.steps, steps, strict=True)):
+            place = one.run.name if len(one.steps) == 1 else f"{one.run.name}, step {number}"
+            for name, expected in wanted.items():
+                if name not in got:
+                    difference = Difference(math.inf, f"{place}: {name}", "the port does not give it")
+                else:
+                    difference = expected.compare(f"{place}: {name}", got[name])
+                own = (one.noise or [{}])[number].get(name, 0.0)
+                bound = 0.0 if expected.exact else SLACK * max(own, usual.get(name, 0.0))
+                if bound > ILL_CONDITIONED and not tight:
+                    tight.append(_tight(port, recorded))
+                verdict, bound = _decide(expected.exact, difference, bound, tight[0] if tight else 0.0)
+                found.append(Measured(_group(one.run), name, expected.exact, difference, bound, verdict))
+    return found
+
+
+def _decide(exact: bool, found: Difference, bound: float, tight: float) -> tuple[str, float]:
+    """A verdict and the bound that it was reached by."""
+    if found.problem or exact or bound <= ILL_CONDITIONED:
+        return (PASS if not found.problem and found.value <= bound else FAIL), bound
+    if found.value <= tight:
+        return PASS, tight
+    return (UNDECIDED if found.value <= bound else FAIL), bound
+
+
+def _tight(port: Port, recorded: Sequence[Recorded]) -> float:
+    """What roundings do to a well-conditioned graph. Outputs that agree as well as that agree, however ill-conditioned they are."""
+    run = recorded[0].run
+    lengths = lengths_of(port.path / MODEL, {**run.steps[0], **run.start})
+    return rounding_bound(lengths, UNIT_ROUNDOFF["float32"]).value if lengths else 0.0
+
+
+def _group(run: Run) -> str:
+    if run.forced:
+        node, taken = list(run.forced.items())[-1]
+        return f"branch {node} = {'then' if taken else 'else'}: "
+    return f"state carried over {len(run.steps)} steps: " if run.start else ""
+
+
+def _checks(measured: Sequence[Measured]) -> list[Check]:
+    """One check for each output of each group: its worst."""
+    groups: dict[tuple[str, str], list[Measured]] = {}
+    for one in measured:
+        groups.setdefault((one.group, one.output), []).append(one)
+    return [_check(max(group, key=lambda one: one.rank)) for group in groups.values()]
+
+
+def _check(worst: Measured) -> Check:
+    where, found = printable(worst.found.where), worst.found
+    if found.problem:
+        return Check(f"{worst.group}{worst.output}", "fail", printable(found.problem), None, where)
+    if worst.exact:
+        return Check.equal(f"{worst.group}elements of {worst.output} that differ", found.value, 0, where)
+    name = f"{worst.group}relative error of {worst.output}"
+    if worst.verdict == UNDECIDED:
+        why = (
+            f"ill-conditioned: on these inputs roundings alone move this output by up to {worst.bound:.1e}, and a wrong port would not "
+            "show; use other inputs"
+        )
+        return Check(name, "error", found.value, worst.bound, where, why)
+    return Check.at_most(name, found.value, worst.bound, where, BOUND)

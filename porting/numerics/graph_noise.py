@@ -1,0 +1,223 @@
+"""What roundings do to the outputs of a graph, measured: the graph itself with a random error of their size after every operator.
+
+Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic", UCLA CSD-970002;
+Vignes 1993, CESTAC) at the level of operators: a result y becomes y (1 + e), e uniform in +-MULTIPLE u, u the unit roundoff of y's dtype. Of
+an operator that sums n terms, the terms are off too, through its first input: by +-MULTIPLE u sqrt(n), so that the sum errs by what
+Higham & Mary (2019, see bounds.py) give for n roundings of random sign, relative to the terms and not to what is left when they cancel.
+Exact operators (Relu, Reshape, Gather, Max) get none, and nothing that only decides shapes. However ill- or well-conditioned the network
+is, it says so itself: how far its outputs move is how far two correct computations of it may differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import onnx
+from onnx import TensorProto, helper
+
+from porting.backends.onnx_program import subgraphs
+from porting.numerics.bounds import UNIT_ROUNDOFF
+from porting.onnx_facts import valued_names
+
+MULTIPLE = 4  # errors of this many times the size of one rounding each
+ELEMENTARY = 4  # ulps that a kernel's exp, tanh or erf may be off, in place of one rounding
+ROUNDING = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+}
+_INTEGRAL = frozenset(
+    (TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8, TensorProto.BOOL)
+) | frozenset((TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64))
+# operators that only move, choose or compare what is there: nothing is rounded
+EXACT = frozenset(
+    "Abs ArgMax ArgMin Cast CastLike Ceil Clip Compress Concat ConcatFromSequence Constant ConstantOfShape DepthToSpace Dropout Equal Expand "
+    "EyeLike Flatten Floor Gather GatherElements GatherND Greater GreaterOrEqual GlobalMaxPool Hardmax Identity If IsInf IsNaN Less "
+    "LessOrEqual Loop Max MaxPool MaxUnpool Min Neg NonMaxSuppression NonZero Not OneHot Optional OptionalGetElement Pad "
+    "QuantizeLinear Range ReduceMax ReduceMin Relu Reshape ReverseSequence Round Scan Scatter ScatterElements ScatterND SequenceAt "
+    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert Shape Sign Size Slice SpaceToDepth Split SplitToSequence Squeeze "
+    "StringNormalizer TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Upsample Where".split()
+)
+_ELEMENTARY = frozenset(
+    "Acos Acosh Asin Asinh Atan Atanh BiasGelu Celu Cos Cosh Elu Erf Exp FastGelu Gelu HardSwish Log LogSoftmax Mish Pow QuickGelu "
+    "Selu Sigmoid Sin Sinh Softmax Softplus Swish Tan Tanh".split()
+)
+_BOUNDED = frozenset(
+    ("Sigmoid", "Tanh", "Erf", "Softmax", "Sin", "Cos")
+)  # approximated to a few u of 1, whatever the size of the result
+# operators that subtract something of the size of their input first, and so round relative to that
+_CENTRING = frozenset(
+    "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization LogSoftmax MeanVarianceNormalization Softmax".split()
+)
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, tuple[int, Shape | None]]  # name -> (element type, shape where it is known)
+
+
+def with_noise(model: onnx.ModelProto, types: Shapes, multiple: float = MULTIPLE) -> onnx.ModelProto:
+    """A copy of the model in which every operator that rounds is off at random; each run draws anew.
+
+    types: element type and shape of the values, for the sizes that will be fed: from them come u and the lengths of sums
+    """
+    noisy = onnx.ModelProto()
+    noisy.CopyFrom(model)
+    structural = _structural(noisy.graph, valued_names(noisy.graph))
+    lengths = {name: shape for name, (_, shape) in types.items() if shape is not None}
+    for tensor in noisy.graph.initializer:
+        lengths.setdefault(tensor.name, tuple(tensor.dims))
+    _Injector(types, lengths, structural, multiple).into(noisy.graph)
+    return noisy
+
+
+class _Injector:
+    """Adds the errors, graph by graph."""
+
+    def __init__(self, types: Shapes, shapes: dict[str, Shape], structural: set[str], multiple: float) -> None:
+        self.types, self.shapes, self.structural, self.multiple = types, shapes, structural, multiple
+        self.count = 0
+
+    def into(self, graph: onnx.GraphProto) -> None:
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            for body in subgraphs(node):
+                for tensor in body.initializer:
+                    self.shapes.setdefault(tensor.name, tuple(tensor.dims))
+                self.into(body)
+            inner, size = self._inner(node), self._outer(node)
+            source, kind = (node.input[0], self.types.get(node.input[0], (0, None))[0]) if inner else ("", 0)
+            if kind in ROUNDING and source not in self.structural:
+                node.input[0] = f"{source}/into/{self.count}"
+                nodes += self._off(source, node.input[0], kind, inner, False)
+            nodes.append(node)
+            for position, name in enumerate(node.output if size else ()):
+                kind = self.types.get(name, (0, None))[0]
+                if name and kind in ROUNDING and name not in self.structural:
+                    node.output[position] = f"{name}/exact"
+                    nodes += self._off(f"{name}/exact", name, kind, size, node.op_type in _BOUNDED)
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    def _inner(self, node: onnx.NodeProto) -> float:
+        """Errors of the terms of a sum, in units of u; 0 for what sums nothing."""
+        if node.op_type in _CENTRING:
+            return 1.0
+        terms = summed(node, self.shapes)
+        return math.sqrt(terms) if terms > 1 and node.op_type not in EXACT else 0.0
+
+    def _outer(self, node: onnx.NodeProto) -> float:
+        """Errors of the results, in units of u; 0 for what rounds nothing."""
+        if node.op_type == "Cast":
+            return self._narrowing(node)
+        if node.op_type in EXACT:
+            return 0.0
+        return ELEMENTARY if node.op_type in _ELEMENTARY else 1.0
+
+    def _narrowing(self, node: onnx.NodeProto) -> float:
+        before, after = (ROUNDING.get(self.types.get(name, (0, None))[0], "") for name in (node.input[0], node.output[0]))
+        return float(bool(before and after) and UNIT_ROUNDOFF[after] > UNIT_ROUNDOFF[before])
+
+    def _off(self, source: str, target: str, kind: int, size: float, bounded: bool) -> Iterator[onnx.NodeProto]:
+        """target = source + source * e, and + e where the error does not shrink with the result."""
+        self.count += 1
+        scale = self.multiple * size * UNIT_ROUNDOFF[ROUNDING[kind]]
+        wide = TensorProto.DOUBLE if kind == TensorProto.DOUBLE else TensorProto.FLOAT
+        name = f"{target}/off/{self.count}"
+        exact = source
+        if wide != kind:
+            exact = f"{name}/wide"
+            yield helper.make_node("Cast", [source], [exact], name=exact, to=wide)
+        random: dict[str, float] = {"dtype": wide, "low": -scale, "high": scale}
+        yield helper.make_node("RandomUniformLike", [exact], [f"{name}/e"], name=f"{name}/e", seed=float(self.count), **random)
+        yield helper.make_node("Mul", [exact, f"{name}/e"], [f"{name}/d"], name=f"{name}/d")
+        total = f"{name}/sum" if wide != kind or bounded else target
+        yield helper.make_node("Add", [exact, f"{name}/d"], [total], name=f"{name}/sum")
+        if bounded:
+            yield helper.make_node(
+                "RandomUniformLike", [exact], [f"{name}/a"], name=f"{name}/a", seed=self.count + 0.5, **random
+            )
+            last = target if wide == kind else f"{name}/sum/a"
+            yield helper.make_node("Add", [total, f"{name}/a"], [last], name=f"{name}/sum/a")
+            total = last
+        if wide != kind:
+            yield helper.make_node("Cast", [total], [target], name=f"{name}/narrow", to=kind)
+
+
+# --- how many terms an operator sums ----------------------------------------------------------------------------------
+
+
+def summed(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+    """Number of terms in the sums of an operator; 1 where it sums nothing, or the shapes are not known."""
+    rule = _SUMS.get(node.op_type) or (_reduced if node.op_type.startswith("Reduce") else None)
+    try:
+        return max(1, int(rule(node, [shapes.get(name, ()) for name in node.input], shapes))) if rule else 1
+    except (IndexError, ZeroDivisionError):  # a shape that is not known
+        return 1
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((a.i for a in node.attribute if a.name == name), default)
+
+
+def _matrix(node: onnx.NodeProto, inputs: list[Shape], shapes: Mapping[str, Shape]) -> int:
+    a, b = inputs[0], inputs[1]
+    if len(b) > 1:
+        return b[-1 if _attribute(node, "transB", 0) else -2]
+    return a[-2 if _attribute(node, "transA", 0) else -1]
+
+
+def _reduced(node: onnx.NodeProto, inputs: list[Shape], shapes: Mapping[str, Shape]) -> int:
+    return math.prod(inputs[0]) // math.prod(shapes[node.output[0]]) if node.output[0] in shapes else inputs[0][-1]
+
+
+def _kernel(node: onnx.NodeProto, inputs: list[Shape], shapes: Mapping[str, Shape]) -> int:
+    return math.prod(next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), []))
+
+
+# sums of integers (MatMulInteger, DynamicQuantizeLSTM) are exact
+_SUMS: Mapping[str, Callable[[onnx.NodeProto, list[Shape], Mapping[str, Shape]], float]] = {
+    **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm"), _matrix),
+    **dict.fromkeys(("Conv", "FusedConv"), lambda node, inputs, shapes: math.prod(inputs[1][1:])),
+    "ConvTranspose": lambda node, inputs, shapes: inputs[1][0] * math.prod(inputs[1][2:]) // _attribute(node, "group", 1),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), lambda node, inputs, shapes: inputs[1][-1] + inputs[2][-1]),
+    "MatMulNBits": lambda node, inputs, shapes: _attribute(node, "K", 1),
+    "AveragePool": _kernel,
+    "GlobalAveragePool": lambda node, inputs, shapes: math.prod(inputs[0][2:]),
+    **dict.fromkeys(("Attention", "MultiHeadAttention"), lambda node, inputs, shapes: inputs[0][-1] + inputs[1][-2]),
+    "Einsum": lambda node, inputs, shapes: max(max(shape) for shape in inputs),
+    "CumSum": lambda node, inputs, shapes: max(inputs[0]),
+    **dict.fromkeys(("DFT", "STFT"), lambda node, inputs, shapes: max(inputs[0])),
+    **dict.fromkeys(("Sum", "Mean"), lambda node, inputs, shapes: len(inputs)),
+}
+
+
+def _structural(graph: onnx.GraphProto, valued: set[str]) -> set[str]:
+    """Names of floats that end up as sizes, counts or comparisons without having seen the inputs' values: exact in practice, and a
+    changed one is another graph."""
+    wanted: set[str] = set()
+    producers: list[onnx.NodeProto] = []
+
+    def collect(body: onnx.GraphProto) -> None:
+        for node in body.node:
+            producers.append(node)
+            for inner in subgraphs(node):
+                collect(inner)
+
+    collect(graph)
+    for node in reversed(producers):
+        decides = node.op_type == "Cast" and _attribute(node, "to", 0) in _INTEGRAL
+        decides = decides or node.op_type in (
+            "Range",
+            "Less",
+            "Greater",
+            "Equal",
+            "LessOrEqual",
+            "GreaterOrEqual",
+            "ConstantOfShape",
+        )
+        names = list(node.input[1:]) if node.op_type in ("Resize", "Upsample", "Pad") else list(node.input) if decides else []
+        if any(name in wanted for name in node.output):
+            names = list(node.input)
+        wanted.update(name for name in names if name and name not in valued)
+    return wanted

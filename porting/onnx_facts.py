@@ -1,0 +1,142 @@
+"""What the text of an ONNX graph says without running it: its If nodes, what its integer inputs may hold, what depends on what.
+
+Works on protos whose weights may be left out. Every body of If, Loop and Scan is walked; names of values are unique in ONNX across the
+bodies that can see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from porting.backends.onnx_program import node_label, subgraphs
+
+# input -> values pass through unchanged, as far as integers looked up by them are concerned
+_CARRIES = frozenset(
+    ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split", "Concat", "Gather")
+)
+_ONLY_SHAPE = frozenset(("Shape", "Size"))
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """An If node.
+
+    name:    of the node
+    parents: (name, branch) of every If around it, outermost first; branch True is then_branch
+    looped:  whether a Loop or Scan is around it
+    valued:  whether its condition depends on the values of the inputs, not only on their shapes
+    """
+
+    name: str
+    parents: tuple[tuple[str, bool], ...]
+    looped: bool
+    valued: bool
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[tuple[onnx.GraphProto, onnx.NodeProto]]:
+    """Every node with the graph or body it stands in, bodies after the node that holds them."""
+    for node in graph.node:
+        yield graph, node
+        for body in subgraphs(node):
+            yield from nodes_of(body)
+
+
+def valued_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of values that depend on the values of the graph's inputs, and not only on their shapes."""
+    initial = {t.name for t in graph.initializer}
+    found = {v.name for v in graph.input if v.name not in initial}
+    _spread(graph, found)
+    return found
+
+
+def _spread(graph: onnx.GraphProto, found: set[str]) -> bool:
+    """Whether something in the graph depends on `found`; adds all that does."""
+    any_found = False
+    for node in graph.node:
+        bodies = list(subgraphs(node))
+        reached = node.op_type not in _ONLY_SHAPE and any(name in found for name in node.input)
+        for body in bodies:
+            if reached:
+                found.update(v.name for v in body.input)
+            reached = _spread(body, found) or reached
+        if reached and bodies:  # what a loop carries may reach a body only in its second round
+            for body in bodies:
+                found.update(v.name for v in body.input)
+                _spread(body, found)
+        if reached:
+            found.update(name for name in node.output if name)
+            any_found = True
+    return any_found or any(v.name in found for v in graph.output)
+
+
+def conditionals(graph: onnx.GraphProto) -> list[Conditional]:
+    """Every If node, nested ones after those around them."""
+    return list(_conditionals(graph, (), False, valued_names(graph)))
+
+
+def _conditionals(
+    graph: onnx.GraphProto, parents: tuple[tuple[str, bool], ...], looped: bool, valued: set[str]
+) -> Iterator[Conditional]:
+    for node in graph.node:
+        if node.op_type == "If" and node.domain in ("", "ai.onnx"):
+            name = node_label(node)
+            yield Conditional(name, parents, looped, node.input[0] in valued)
+            for attribute in node.attribute:
+                yield from _conditionals(attribute.g, (*parents, (name, attribute.name == "then_branch")), looped, valued)
+        else:
+            for body in subgraphs(node):
+                yield from _conditionals(body, parents, True, valued)
+
+
+def force(graph: onnx.GraphProto, forced: Mapping[str, bool]) -> set[str]:
+    """Put a constant in place of the condition of the If nodes named, in place. returns: the names that were found"""
+    done = set()
+    for position, node in reversed(list(enumerate(graph.node))):
+        for body in subgraphs(node):
+            done |= force(body, forced)
+        name = node_label(node)
+        if node.op_type == "If" and name in forced:
+            condition = f"{name}/forced"
+            value = onnx.helper.make_tensor("value", onnx.TensorProto.BOOL, (), [forced[name]])
+            node.input[0] = condition
+            graph.node.insert(position, onnx.helper.make_node("Constant", [], [condition], name=condition, value=value))
+            done.add(name)
+    return done
+
+
+def integer_ranges(graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
+    """Input name -> (0, how many there are), of inputs by which a table of known size is looked up, or that become one-hot.
+
+    Of an input that goes through arithmetic first nothing is known, and nothing is said.
+    """
+    rows = {t.name: t.dims[0] for t in graph.initializer if t.dims}
+    scalars = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    scalars[node.output[0]] = attribute.t
+                    if attribute.t.dims:
+                        rows[node.output[0]] = attribute.t.dims[0]
+        elif node.op_type in ("Identity", "DequantizeLinear", "Cast") and node.input[0] in rows:
+            rows[node.output[0]] = rows[node.input[0]]
+    origin = {v.name: v.name for v in graph.input if v.name not in {t.name for t in graph.initializer}}
+    ranges: dict[str, tuple[int, int]] = {}
+    for _, node in nodes_of(graph):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        size = None
+        if node.op_type == "Gather" and axis == 0 and node.input[0] in rows:
+            size, looked_up = rows[node.input[0]], node.input[1]
+        elif node.op_type == "OneHot" and node.input[1] in scalars:
+            depth = scalars[node.input[1]]
+            if depth.data_location != onnx.TensorProto.EXTERNAL:
+                size, looked_up = int(onnx.numpy_helper.to_array(depth).reshape(-1)[0]), node.input[0]
+        if size and looked_up in origin:
+            name = origin[looked_up]
+            ranges[name] = (0, min(size, ranges.get(name, (0, size))[1]))
+        if node.op_type in _CARRIES and node.input and node.input[0] in origin:
+            origin.update((name, origin[node.input[0]]) for name in node.output)
+    return ranges
