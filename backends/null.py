@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from porting.devices import require_index, require_known_options
-from porting.dtypes import dtype_of
+from porting.dtypes import dtype_of, is_array
 from porting.errors import RuntimeFailed
 from porting.state import state_buffers
-from porting.types import Availability, Program, State, Unsupported
+from porting.types import ANY_SHAPE, Availability, Program, State, Unsupported
 
 
 class NullBackend:
@@ -27,6 +27,9 @@ class NullBackend:
     def prepare(self, program: Program, options: Mapping[str, str]) -> NullSession:
         require_known_options(self.name, options, ())
         require_index(self.name, options, 1)
+        odd = [spec for spec in (*program.inputs, *program.outputs) if not is_array(spec.dtype)]
+        if odd:
+            raise RuntimeFailed(f"null has no zeros for {odd[0]}", where="prepare on null", next="use --device cpu")
         return NullSession(program)
 
 
@@ -39,7 +42,7 @@ class NullSession:
         self._state_outputs = {pair.output for pair in program.state.pairs}
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
-        buffers = state_buffers(self._program, capacity, batch)
+        buffers = state_buffers(self._program, capacity, batch, grown_from)
         # nothing is ever written, so there is nothing to copy from `grown_from`
         return State(
             {name: np.zeros(b.shape, b.dtype) for name, b in buffers.items()},
@@ -47,14 +50,16 @@ class NullSession:
             capacity,
         )
 
+    def read_state(self, state: State) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in state.buffers.items()}
+
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         sizes: dict[str, int] = {}
         for spec in self._program.inputs:
             array = state.buffers.get(spec.name) if state else None
             array = feeds[spec.name] if array is None else array
-            for dim, size in zip(spec.shape, array.shape, strict=True):
-                if isinstance(dim, str):
-                    sizes[dim] = size
+            if spec.shape != ANY_SHAPE:
+                sizes.update({dim: size for dim, size in zip(spec.shape, array.shape, strict=True) if isinstance(dim, str)})
         outputs = {}
         for spec in self._program.outputs:
             if spec.name not in self._state_outputs:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import onnx
 
+from porting.dtypes import STRING
 from porting.errors import InputError
-from porting.types import Program, StateSpec, TensorSpec
+from porting.types import ANY_SHAPE, Program, StateSpec, TensorSpec
 
 _NAMES: dict[int, str] = {  # onnx element type -> numpy's or ml_dtypes' name
     onnx.TensorProto.FLOAT: "float32",
@@ -40,10 +41,11 @@ def program_from_onnx(
     """A program from any ONNX model; inputs and outputs are read from its graph.
 
     model:  path of a file (external data beside or below it), or the bytes of a self-contained one
-    raises: InputError for a file that is missing, no ONNX, or has inputs that are no dense tensors of a known dtype
+    raises: InputError for a file that is missing, no ONNX, or has an input or output that is no tensor of a known dtype and no
+            sequence of such (maps, optionals, sparse tensors)
     """
     program = Program(model if isinstance(model, bytes) else Path(model), (), ())
-    graph = read_model(program).graph
+    graph = _typed(read_model(program)).graph
     initial = {tensor.name for tensor in graph.initializer}
     return Program(
         program.model,
@@ -104,15 +106,51 @@ def _tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
             yield from _tensors(body)
 
 
+def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the types of its outputs, which old exporters leave out and onnxruntime infers."""
+    if all(value.type.WhichOneof("value") and _has_rank(value.type) for value in model.graph.output):
+        return model
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except Exception:  # too large to copy, or inconsistent: what is still missing is named by `_spec`
+        return model
+
+
+def _has_rank(kind: onnx.TypeProto) -> bool:
+    return kind.WhichOneof("value") != "tensor_type" or kind.tensor_type.HasField("shape")
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or tensor.elem_type not in _NAMES:
+    where = "model inputs and outputs"
+    kind = value.type.WhichOneof("value")
+    sequence = kind == "sequence_type"
+    inner = value.type.sequence_type.elem_type if sequence else value.type
+    inner_kind = inner.WhichOneof("value")
+    if kind is None or inner_kind is None:
+        raise InputError(f"{value.name!r} has no type", where=where, next="run ONNX shape inference")
+    if inner_kind != "tensor_type":
+        shown = inner_kind.removesuffix("_type").replace("_", " ")
         raise InputError(
-            f"{value.name!r} is no dense tensor of a known dtype",
-            where="model inputs and outputs",
-            next="sequences, maps, strings and sub-byte types cannot be fed or returned",
+            f"{value.name!r} is of type {f'sequence of {shown}' if sequence else shown}",
+            where=where,
+            next="tensors and sequences of tensors can be fed and returned; cut the graph before it (a classifier's ZipMap)",
         )
+    tensor = inner.tensor_type
+    if tensor.elem_type not in _NAMES and tensor.elem_type != onnx.TensorProto.STRING:
+        known = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+        raise InputError(
+            f"{value.name!r} has the dtype {known.get(tensor.elem_type, tensor.elem_type)}",
+            where=where,
+            next=f"cast it in the graph; known: {', '.join(sorted([*ELEMENT_TYPES, STRING]))}",
+        )
+    name = _NAMES.get(tensor.elem_type, STRING)
     if not tensor.HasField("shape"):
-        raise InputError(f"{value.name!r} has no known rank", where="model inputs and outputs", next="run ONNX shape inference")
-    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-    return TensorSpec(value.name, _NAMES[tensor.elem_type], shape)
+        return TensorSpec(value.name, f"sequence({name})" if sequence else name, () if sequence else ANY_SHAPE)
+    return TensorSpec(value.name, f"sequence({name})" if sequence else name, tuple(_dim(d) for d in tensor.shape.dim))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """Old exporters write -1 for a size that is not known; onnxruntime takes it so."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None

@@ -17,7 +17,7 @@ import onnx
 
 from porting.backends.onnx_program import ELEMENT_TYPES, read_model, subgraphs
 from porting.distributions import runtime_owners
-from porting.dtypes import dtype_of
+from porting.dtypes import dtype_of, is_array
 from porting.errors import DeviceUnavailable, InputError, OutOfResources, PortingError, RuntimeFailed
 from porting.state import filled, state_buffers
 from porting.types import Availability, Program, State, StatePair
@@ -199,8 +199,9 @@ class Buffers(dict):
 class OrtSession:
     """A program in onnxruntime, with state in buffers on its device.
 
-    A pair whose operator can update it in place has one buffer, bound as input and output. Any other pair gets a new buffer
-    from each run, which is the input of the next.
+    Two ways to run. Plain: numpy in, numpy out, state among them; the quicker one for small models. Bound (IO binding): for state on
+    a device, for state that its operator updates in place (one buffer, bound as input and output), and for dtypes that numpy lacks.
+    A pair that is not updated in place gets a new buffer from each run, which is the input of the next.
     """
 
     def __init__(
@@ -217,6 +218,7 @@ class OrtSession:
         placement:     node name -> device
         device:        what messages call it ("cuda:0")
         memory, index: what onnxruntime calls the place where state lies
+        raises:        RuntimeFailed for strings and sequences beside what has to be bound, which takes neither
         """
         self._runtime, self._session, self._program = runtime, session, program
         self._device, self._memory, self._index = device, memory, index
@@ -226,37 +228,66 @@ class OrtSession:
         specs = [spec for spec in program.outputs if spec.name not in hidden]
         self._outputs = [spec.name for spec in specs]
         self._dtypes = [spec.dtype for spec in specs]
-        self._foreign = {i.name: ELEMENT_TYPES[i.dtype] for i in program.inputs if i.dtype not in NATIVE}
-        self._plain = not pairs and not self._foreign and all(dtype in NATIVE for dtype in self._dtypes)
+        every = (*program.inputs, *program.outputs)
+        self._foreign = {i.name: ELEMENT_TYPES[i.dtype] for i in program.inputs if is_array(i.dtype) and i.dtype not in NATIVE}
         safe = pairs_in_place(read_model(program), pairs) if pairs else frozenset()
         self._in_place = [pair for pair in pairs if pair.input in safe]
         self._swapped = [pair for pair in pairs if pair.input not in safe]
+        on_host = memory == "cpu" and not self._in_place
+        self._plain = (on_host or not pairs) and not any(is_array(s.dtype) and s.dtype not in NATIVE for s in every)
+        self._all_outputs = [*self._outputs, *(pair.output for pair in pairs)]
+        odd = [spec for spec in every if not is_array(spec.dtype)]
+        if odd and not self._plain:
+            raise RuntimeFailed(
+                f"{odd[0]} cannot be fed or returned beside state that is updated in place, state on a device, or a dtype that numpy lacks",
+                where=f"prepare on {device}",
+                next="strings and sequences are tied to plain runs of onnxruntime: split the graph",
+            )
+        # onnxruntime's class checks the names of feeds again and looks up those of outputs: a microsecond, where a model may take eight
+        self._inner = getattr(session, "_sess", session)
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
         try:
-            buffers = Buffers(self._session.io_binding())
-            for name, buffer in state_buffers(self._program, capacity, batch).items():
+            buffers = {} if self._plain else Buffers(self._session.io_binding())
+            for name, buffer in state_buffers(self._program, capacity, batch, grown_from).items():
                 array = np.zeros(buffer.shape, buffer.dtype)
                 if grown_from is not None:
                     part = filled(grown_from, buffer)
-                    array[part] = self._read(grown_from.buffers[name], buffer.dtype.name)[part]
-                buffers[name] = self._device_value(name, array)
-            self._bind_state(buffers)
+                    array[part] = self._host(grown_from.buffers[name], buffer.dtype.name)[part]
+                buffers[name] = array if self._plain else self._device_value(name, array)
+            if isinstance(buffers, Buffers):
+                self._bind_state(buffers)
         except Exception as error:
             raise translated(error, self._device, "new_state") from error
         length = np.zeros(batch, np.int64) if grown_from is None else grown_from.length
         return State(buffers, length, capacity)
 
+    def read_state(self, state: State) -> dict[str, np.ndarray]:
+        dtypes = {spec.name: spec.dtype for spec in self._program.inputs}
+        try:
+            return {name: np.array(self._host(value, dtypes[name])) for name, value in state.buffers.items()}
+        except Exception as error:
+            raise translated(error, self._device, "read_state") from error
+
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         try:
-            if self._plain:
-                return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-            return self._run_bound(feeds, state)
+            if not self._plain:
+                return self._run_bound(feeds, state)
+            if state is None:
+                return dict(zip(self._outputs, self._inner.run(self._outputs, feeds, None), strict=True))
+            return self._run_with_arrays(feeds, state)
         except Exception as error:
             raise translated(error, self._device, "run") from error
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._inner = None
+
+    def _run_with_arrays(self, feeds: Mapping[str, np.ndarray], state: State) -> dict[str, np.ndarray]:
+        results = self._inner.run(self._all_outputs, {**feeds, **state.buffers}, None)
+        count = len(self._outputs)
+        for pair, array in zip(self._program.state.pairs, results[count:], strict=True):
+            state.buffers[pair.input] = array
+        return dict(zip(self._outputs, results[:count], strict=True))
 
     def _run_bound(self, feeds: Mapping[str, np.ndarray], state: State | None) -> dict[str, np.ndarray]:
         binding = cast(Buffers, state.buffers).binding if state else self._session.io_binding()
@@ -301,6 +332,9 @@ class OrtSession:
     def _foreign_value(self, array: np.ndarray, element_type: int) -> Any:
         same_width = array.view(np.dtype(f"uint{8 * array.itemsize}"))
         return self._runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(same_width, element_type)
+
+    def _host(self, value: Any, dtype: str) -> np.ndarray:
+        return value if isinstance(value, np.ndarray) else self._read(value, dtype)
 
     def _read(self, value: Any, dtype: str) -> np.ndarray:
         """A value as numpy; onnxruntime has no array for dtypes that numpy does not know, so those are copied byte for byte."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from porting.dtypes import is_feedable
 from porting.errors import PortError
 from porting.external_data import require_external_data
 from porting.types import Program, StatePair, StateSpec, TensorSpec
@@ -265,7 +266,9 @@ def _spec(entry: Mapping[str, Any]) -> TensorSpec:
     shape = entry["shape"]
     if not isinstance(shape, list) or not all(d is None or isinstance(d, str) or (type(d) is int and d >= 0) for d in shape):
         raise ValueError(f"no shape: {_shown(shape)}")
-    return TensorSpec(_text(entry["name"]), _text(entry["dtype"]), tuple(shape))
+    if not is_feedable(_text(entry["dtype"])):
+        raise ValueError(f"no dtype: {_shown(entry['dtype'])}")
+    return TensorSpec(_text(entry["name"]), entry["dtype"], tuple(shape))
 
 
 def _text(value: Any) -> str:

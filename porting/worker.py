@@ -33,7 +33,7 @@ import numpy as np
 
 from porting import errors
 from porting.devices import Device
-from porting.dtypes import dtype_of
+from porting.dtypes import STRING, dtype_of
 from porting.errors import DeviceUnavailable, OutOfResources, PortingError, RuntimeFailed
 from porting.types import Program, State
 
@@ -49,7 +49,8 @@ ORPHAN_SECONDS = 1.0  # grace for a child whose parent is gone: nobody waits for
 class Arena:
     """A file in memory that one process writes and the other reads; it only grows.
 
-    A table says what lies in it: (name, dtype, shape, offset in bytes) per array.
+    A table says what lies in it, (name, entry) per value; an entry is (dtype, shape, offset in bytes) of an array, ("string", shape,
+    texts), or ("sequence", entries).
     """
 
     def __init__(self, fd: int) -> None:
@@ -63,27 +64,51 @@ class Arena:
         with tempfile.TemporaryFile() as file:  # no memfd outside Linux: a file without a name does the same
             return cls(os.dup(file.fileno()))
 
-    def write(self, arrays: Mapping[str, np.ndarray]) -> list[tuple]:
-        """Copy arrays in; returns their table."""
-        table, end = [], 0
-        for name, array in arrays.items():
-            table.append((name, array.dtype.name, array.shape, end))
-            end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    def write(self, values: Mapping[str, Any]) -> list[tuple]:
+        """Copy values in; returns their table."""
+        arrays: list[tuple[np.ndarray, int]] = []
+        table = []
+        end = 0
+        for name, value in values.items():
+            entry, end = self._entry(value, end, arrays)
+            table.append((name, entry))
         if end > os.fstat(self.fd).st_size:
             self._grow(end)
-        for name, view in self.read(table).items():
-            view[...] = arrays[name]
+        for array, offset in arrays:
+            self._value((array.dtype.name, array.shape, offset))[...] = array
         return table
 
-    def read(self, table: list[tuple]) -> dict[str, np.ndarray]:
-        """Views of what a table lists; they hold until the next write."""
+    def _entry(self, value: Any, end: int, arrays: list[tuple[np.ndarray, int]]) -> tuple[tuple, int]:
+        """What the table says of a value that may lie from `end` on, and where the next may; arrays to copy are added to `arrays`."""
+        if isinstance(value, list):
+            entries = []
+            for part in value:
+                entry, end = self._entry(part, end, arrays)
+                entries.append(entry)
+            return ("sequence", entries), end
+        if value.dtype.kind == "O":  # strings have no bytes to map: they go with the table
+            return (STRING, value.shape, value.ravel().tolist()), end
+        arrays.append((value, end))
+        return (value.dtype.name, value.shape, end), end + -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+
+    def read(self, table: list[tuple]) -> dict[str, Any]:
+        """What a table lists; arrays are views that hold until the next write."""
+        return {name: self._value(entry) for name, entry in table}
+
+    def _value(self, entry: tuple) -> Any:
+        if entry[0] == "sequence":
+            return [self._value(part) for part in entry[1]]
+        dtype, shape, place = entry
+        if dtype == STRING:
+            texts = np.empty(len(place), object)
+            texts[:] = place
+            return texts.reshape(shape)
+        if 0 in shape:
+            return np.empty(shape, dtype_of(dtype))
         size = os.fstat(self.fd).st_size
-        if size and (self._map is None or len(self._map) < size):
+        if self._map is None or len(self._map) < size:
             self._map = mmap.mmap(self.fd, size)  # an older map lives on as long as a view of it does
-        return {
-            name: np.ndarray(shape, dtype_of(dtype), self._map if 0 not in shape else None, offset if 0 not in shape else 0)
-            for name, dtype, shape, offset in table
-        }
+        return np.ndarray(shape, dtype_of(dtype), self._map, place)
 
     def _grow(self, size: int) -> None:
         try:
@@ -142,8 +167,14 @@ class WorkerSession:
             raise
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
-        source = None if grown_from is None else (grown_from.buffers["worker"].number, grown_from.length)
-        number, length = self._call("new_state", capacity, batch, source)
+        with self._lock:
+            self._require_alive()
+            source: tuple | None = None
+            if grown_from is not None:
+                handle = grown_from.buffers.get("worker")
+                kept = handle.number if isinstance(handle, _StateHandle) else self._feeds.write(grown_from.buffers)
+                source = (kept, grown_from.length, grown_from.capacity)
+            number, length = self._call_locked("new_state", capacity, batch, source)
         return State({"worker": _StateHandle(number, self._dropped)}, length, capacity)
 
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
@@ -151,7 +182,12 @@ class WorkerSession:
         with self._lock:
             self._require_alive()  # before anything is written: the number of a closed file may be another's by now
             table = self._call_locked("run", self._feeds.write(feeds), number)
-            return {name: view.copy() for name, view in self._outputs.read(table).items()}
+            return {name: _copied(value) for name, value in self._outputs.read(table).items()}
+
+    def read_state(self, state: State) -> dict[str, np.ndarray]:
+        with self._lock:
+            table = self._call_locked("read_state", state.buffers["worker"].number)
+            return {name: _copied(value) for name, value in self._outputs.read(table).items()}
 
     def close(self) -> None:
         with self._lock:
@@ -200,6 +236,10 @@ class WorkerSession:
             where=f"process {self._child.pid}",
             next="SIGKILL is mostly the kernel running out of memory" if code == -signal.SIGKILL else "see its stderr above",
         )
+
+
+def _copied(value: Any) -> Any:
+    return [_copied(part) for part in value] if isinstance(value, list) else value.copy()
 
 
 def _end(child: subprocess.Popen, connection: Connection, *arenas: Arena) -> None:
@@ -274,7 +314,12 @@ class _Child:
         try:
             for number in dropped:
                 self._states.pop(number, None)
-            calls: dict[str, Callable[..., Any]] = {"prepare": self.prepare, "new_state": self.new_state, "run": self.run}
+            calls: dict[str, Callable[..., Any]] = {
+                "prepare": self.prepare,
+                "new_state": self.new_state,
+                "read_state": self.read_state,
+                "run": self.run,
+            }
             self.busy = True
             return "ok", calls[name](*arguments)
         except PortingError as error:
@@ -301,15 +346,23 @@ class _Child:
         self._length = program.state.length
         return dict(self._session.placement)
 
-    def new_state(self, capacity: int, batch: int, source: tuple[int, np.ndarray] | None) -> tuple[int, np.ndarray]:
+    def new_state(self, capacity: int, batch: int, source: tuple | None) -> tuple[int, np.ndarray]:
+        """source: (number of a state here or the table of its arrays, length, capacity) of what it grows from"""
         grown_from = None
         if source is not None:
-            grown_from = self._states[source[0]]
-            grown_from.length = source[1]
+            kept, length, held = source
+            if isinstance(kept, list):
+                grown_from = State({name: _copied(value) for name, value in self._feeds.read(kept).items()}, length, held)
+            else:
+                grown_from = self._states[kept]
+                grown_from.length = length
         state = self._session.new_state(capacity, batch, grown_from)
         self._last += 1
         self._states[self._last] = state
         return self._last, state.length
+
+    def read_state(self, number: int) -> list[tuple]:
+        return self._outputs.write(self._session.read_state(self._states[number]))
 
     def run(self, table: list[tuple], number: int | None) -> list[tuple]:
         feeds = self._feeds.read(table)

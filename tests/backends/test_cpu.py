@@ -265,6 +265,10 @@ def test_newer_opset_and_ir_version_are_refused_with_the_runtimes_words() -> Non
         open_session(program_from_onnx(newer.SerializeToString()))
 
 
-def test_strings_and_sequences_are_refused_as_inputs() -> None:
-    with pytest.raises(InputError, match="'x' is no dense tensor"):
-        program("(string[N] x) => (string[N] y) { y = Identity(x) }")
+def test_maps_and_optionals_are_refused_by_type() -> None:
+    for graph, kind in (
+        ("(optional(float[N]) x) => (float[N] y) { y = OptionalGetElement(x) }", "optional"),
+        ("(seq(map(int64, float)) x) => (seq(map(int64, float)) y) { y = Identity(x) }", "sequence of map"),
+    ):
+        with pytest.raises(InputError, match=f"'x' is of type {kind}"):
+            program(graph)
