@@ -50,8 +50,7 @@ class EncoderReference:
         dense = {s["name"] for s in (self._sentence or {}).get("steps", []) if s["kind"] == "dense"}
         behind = {n for n in checkpoint.tensors if n.partition(".")[0] in dense}
         dropped = {str(entry["name"]) for entry in canonical.tensors["dropped"]}
-        names = {p: _stored_name(checkpoint, p, self._model.base_model_prefix) for p, _ in self._model.named_parameters()}
-        fill_upstream(self._model, architecture, checkpoint, names, dropped | behind)
+        fill_upstream(self._model, architecture, checkpoint, _stored_names(checkpoint, self._model), dropped | behind)
         self._weights = {name: checkpoint.rows(name, 0, checkpoint.tensors[name].shape[0]) for name in behind}
         self.description = f"transformers {upstream_version()}, {architecture}, fp32 on the CPU"
 
@@ -119,16 +118,23 @@ def _float(rows: np.ndarray | None) -> Any:
     return torch.from_numpy(rows.astype(np.float32))
 
 
-def _stored_name(checkpoint: Checkpoint, parameter: str, base: str) -> str:
-    """What a checkpoint calls a parameter of upstream's: with or without the prefix of the encoder, in new spelling or old."""
-    prefix = f"{base}."
-    bare = parameter.removeprefix(prefix)
-    spellings = {bare, *(bare.replace(new, old) for new, old in OLD_NAMES)}
-    names = [parameter, *(f"{p}{s}" for s in sorted(spellings) for p in ("", prefix))]
-    copies = [
-        n.replace("predictions.bias", "predictions.decoder.bias").replace("lm_head.bias", "lm_head.decoder.bias") for n in names
-    ]
-    return next((name for name in (*names, *copies) if name in checkpoint.tensors), parameter)
+def _stored_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
+    """Upstream's parameters -> what the checkpoint calls them. A tied one has two names upstream and may be stored under either."""
+    known_as: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known_as.setdefault(id(parameter), []).append(name)
+    found = {}
+    for first, parameter in model.named_parameters():
+        spellings = [s for name in known_as[id(parameter)] for s in _spellings(name, f"{model.base_model_prefix}.")]
+        found[first] = next((s for s in spellings if s in checkpoint.tensors), first)
+    return found
+
+
+def _spellings(name: str, prefix: str) -> list[str]:
+    """With or without the prefix of the encoder, in new names or TensorFlow's."""
+    bare = name.removeprefix(prefix)
+    kinds = [bare, *(bare.replace(new, old) for new, old in OLD_NAMES if new in bare)]
+    return [p + kind for kind in kinds for p in (prefix, "")]
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------

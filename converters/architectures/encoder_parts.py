@@ -44,9 +44,10 @@ IGNORED = {
 SPECIAL = ("is_decoder", "position_embedding_type", "pad_token_id", SENTENCE)  # read by `check` and by the architectures
 BUFFERS = {r"embeddings\.(position_ids|token_type_ids)": "a buffer that counts from 0, or holds zeros"}
 ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
-# transformers adds this to the scores of what may not be seen (5.23, masking_utils.py, eager_mask). It swallows every score, so that a row
-# in which nothing may be seen looks at everything alike, and stays finite.
-UNSEEN = float(np.finfo(np.float32).min)
+# Added to the scores of what may not be seen: it swallows every score, so that a row in which nothing may be seen looks at everything alike
+# and stays finite, as with the lowest float32 that transformers adds (5.23, masking_utils.py, eager_mask). Half of that, because
+# onnxruntime 1.31 has zeros for a row of the lowest.
+UNSEEN = float(np.finfo(np.float32).min / 2)
 
 Outputs = dict[str, tuple[ir.Value, tuple[int | str, ...]]]  # name -> (value, shape), all float32
 
