@@ -6,6 +6,7 @@ are gone, and the graph is of opset 24 where that is exact for every node.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from porting.errors import UnsupportedModel
@@ -20,16 +21,16 @@ from .inline_if import inline_if
 from .remove_unused import remove_unused
 from .tables import Pass
 
-CANONICAL: Sequence[tuple[str, Pass]] = (
+SIMPLIFY: Sequence[tuple[str, Pass]] = (
     ("raise_ir_version", raise_ir_version),  # first: which initializers can be fed depends on it
     ("constants_to_initializers", constants_to_initializers),
     ("remove_unused", remove_unused),
     ("infer_shapes", infer_shapes),
-    ("convert_version", convert_version),  # needs ranks and types
     ("fold_constants", fold_constants),  # needs shapes
     ("inline_if", inline_if),  # folding decides conditions
     ("drop_identities", drop_identities),  # last: inlining leaves identities behind
 )
+CANONICAL = (*SIMPLIFY, ("convert_version", convert_version))
 MOST_ROUNDS = 50  # each round folds at least one node more, and a chain of shapes that needs more than a few has not been seen
 REASONS = 5  # obstacles that are listed
 
@@ -41,19 +42,24 @@ def canonical(graph: Graph) -> tuple[Graph, list[dict[str, object]]]:
              convert_version also has "kept", the nodes because of which the graph stays at its opset, when it does
     raises:  UnsupportedModel when the passes do not come to an end
     """
-    counts = dict.fromkeys((name for name, _ in CANONICAL), 0)
-    for _ in range(MOST_ROUNDS):
-        before = sum(counts.values())
-        for name, run in CANONICAL:
-            graph, changes = run(graph)
-            counts[name] += changes
-        if sum(counts.values()) == before:
-            break
-    else:
-        raise UnsupportedModel(f"the graph still changes after {MOST_ROUNDS} rounds of passes", where="canonical form")
-    applied: list[dict[str, object]] = [{"name": name, "changes": changes} for name, changes in counts.items()]
+    counts: Counter[str] = Counter()
+    graph = _simplified(graph, counts)
+    graph, counts["convert_version"] = convert_version(graph)  # once ranks and constants are known
+    if counts["convert_version"]:
+        graph = _simplified(graph, counts)
+    applied: list[dict[str, object]] = [{"name": name, "changes": counts[name]} for name, _ in CANONICAL]
     kept = obstacles(graph)
     if kept:
-        entry = next(e for e in applied if e["name"] == "convert_version")
-        entry["kept"] = [*kept[:REASONS], *([f"and {len(kept) - REASONS} more"] if len(kept) > REASONS else [])]
+        applied[-1]["kept"] = [*kept[:REASONS], *([f"and {len(kept) - REASONS} more"] if len(kept) > REASONS else [])]
     return graph, applied
+
+
+def _simplified(graph: Graph, counts: Counter[str]) -> Graph:
+    for _ in range(MOST_ROUNDS):
+        before = counts.total()
+        for name, run in SIMPLIFY:
+            graph, changes = run(graph)
+            counts[name] += changes
+        if counts.total() == before:
+            return graph
+    raise UnsupportedModel(f"the graph still changes after {MOST_ROUNDS} rounds of passes", where="canonical form")

@@ -15,15 +15,19 @@ import onnx_ir as ir
 from porting.types import Graph
 
 from ..graph_builder import IR_VERSION, OPSET
+from .infer_shapes import infer_shapes
 from .rewriting import Names, bodies_of, copied
 from .version_steps import ADAPTERS, MEANING, Refused, needs_nothing, steps
 
 FIRST_OPSET = 9
+SOFTMAX_OF_ONE_AXIS = 13  # the opset from which Softmax means what it does today; before, its conversion depends on ranks
 
 
 def convert_version(graph: Graph) -> tuple[Graph, int]:
     """Count: nodes written otherwise, and one for the opset. Types and ranks must have been inferred."""
     new = copied(graph)
+    if graph.model.graph.opset_imports.get("", OPSET) < SOFTMAX_OF_ONE_AXIS and not _convert(new.model)[1]:
+        new = _told_ranks(graph, infer_shapes(new)[0])
     changed, refused = _convert(new.model)
     return (graph, 0) if refused else (new, changed)
 
@@ -31,6 +35,16 @@ def convert_version(graph: Graph) -> tuple[Graph, int]:
 def obstacles(graph: Graph) -> list[str]:
     """ "name (operator): reason" of the nodes because of which the graph stays at its opset; [] when it does not."""
     return _convert(copied(graph).model)[1]
+
+
+def _told_ranks(graph: Graph, converted: Graph) -> Graph:
+    """The graph with the shapes that were worked out for its converted form: onnx infers more for the newest operators than for old ones."""
+    new = copied(graph)
+    for body, other in zip(bodies_of(new.model), bodies_of(converted.model), strict=True):
+        shapes = {value.name: value.shape for node in other for value in node.outputs}
+        for value in (v for node in body for v in node.outputs if v.shape is None):
+            value.shape = shapes.get(value.name)
+    return new
 
 
 def raise_ir_version(graph: Graph) -> tuple[Graph, int]:
