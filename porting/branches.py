@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
-from porting.fidelity import link_or_copy
 from porting.onnx_facts import Conditional, conditionals, force
 from porting.port_folder import MODEL, Port
 from porting.types import Program
@@ -63,16 +62,30 @@ def folded(of_original: Sequence[Conditional], of_port: Sequence[Conditional]) -
     return [c.name for c in of_original if c.name not in kept]
 
 
-@contextmanager
-def forced_program(port: Port, forced: Mapping[str, bool]) -> Iterator[Program]:
-    """The port with conditions fixed, in a temporary folder; Ifs that it has no more are left out of `forced`."""
-    model = onnx.load(str(port.path / MODEL), load_external_data=False)
-    force(model.graph, forced)
-    with tempfile.TemporaryDirectory(prefix="porting-") as temporary:
-        folder = Path(temporary)
+class ForcedPort:
+    """A port with conditions fixed, in a temporary folder that holds its weights once; a file of its own for each way to fix them.
+
+    Copies, not links: onnxruntime refuses a linked file for the weights of a branch's body.
+    """
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._temporary = tempfile.TemporaryDirectory(prefix="porting-")
+        self._folder = Path(self._temporary.name)
+        self._count = 0
         for entry in port.manifest["files"]:
             if entry["path"] != MODEL:
-                (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(port.path / entry["path"], folder / entry["path"])
-        onnx.save(model, str(folder / MODEL))
-        yield replace(port.program(), model=folder / MODEL)
+                (self._folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(port.path / entry["path"], self._folder / entry["path"])
+
+    def program(self, forced: Mapping[str, bool]) -> Program:
+        """Ifs that the port has no more are left out of `forced`."""
+        model = onnx.load(str(self._port.path / MODEL), load_external_data=False)
+        force(model.graph, forced)
+        self._count += 1
+        path = self._folder / f"forced{self._count}.onnx"
+        onnx.save(model, str(path))
+        return replace(self._port.program(), model=path)
+
+    def close(self) -> None:
+        self._temporary.cleanup()

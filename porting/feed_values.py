@@ -75,6 +75,7 @@ def feeds_for(
     seed: int,
     ranges: Mapping[str, tuple[int, int]] | None = None,
     choices: Mapping[str, int] | None = None,
+    amplitude: float = 1.0,
 ) -> dict[str, Any]:
     """Values for every input.
 
@@ -82,6 +83,7 @@ def feeds_for(
     seed:    each gives other values; with an even one, state is zero
     ranges:  input name -> (low, high), low <= value < high, of inputs that hold integers, where the graph states it
     choices: input name -> sample rate, or how many integers to draw from, for inputs whose kind is in CHOICES
+    amplitude: factor of floats of unknown meaning: what saturates every output shows nothing
     returns: input name -> array; a list of arrays for a sequence
     """
     shapes = {spec.name: shape_with(spec, sizes) for spec in specs}
@@ -89,7 +91,7 @@ def feeds_for(
     feeds = {}
     for spec in specs:
         key = hashlib.sha256(f"{seed}\0{spec.name}".encode()).digest()
-        draw = _Draw(np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))), seed, length)
+        draw = _Draw(np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))), seed, length, amplitude)
         kind = kind_of(spec)
         low, high = (ranges or {}).get(spec.name, (0, (choices or {}).get(spec.name, CHOICES.get(kind, (2,))[0])))
         if spec.name in (ranges or {}) and kind in ("numbers", "signal", "state", "integers", "image"):
@@ -135,8 +137,8 @@ def _length(specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) 
 class _Draw:
     """One input's values."""
 
-    def __init__(self, rng: np.random.Generator, seed: int, length: int) -> None:
-        self.rng, self.seed, self.length = rng, seed, length
+    def __init__(self, rng: np.random.Generator, seed: int, length: int, amplitude: float) -> None:
+        self.rng, self.seed, self.length, self.amplitude = rng, seed, length, amplitude
 
     def value(self, kind: str, spec: TensorSpec, shape: tuple[int, ...], low: int, high: int) -> Any:
         if kind == "sequence":
@@ -156,7 +158,7 @@ class _Draw:
             "truth": lambda s: self.rng.integers(0, 2, s),
             "image": lambda s: self._image(s, dtype_of(spec.dtype).kind in "iu"),
             "signal": self._signal,
-            "numbers": self.rng.standard_normal,
+            "numbers": lambda s: self.amplitude * self.rng.standard_normal(s),
         }
         array = made[kind](shape)
         if kind == "text":

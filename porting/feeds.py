@@ -23,7 +23,7 @@ from porting.types import TensorSpec
 from porting.verdict import printable
 
 ATTEMPTS = 120  # runs of the original, most of which fail at once
-SHAPES = 2  # different shapes at least, where dimensions are free
+AMPLITUDES = (1.0, 0.1, 10.0, 0.01)  # of floats of unknown meaning, until an output is not the same in every case
 # Sizes to try, by what a dimension seems to be. No two of a list are equal to another list's first, so that swapped axes show.
 SIZES: Mapping[str, tuple[int, ...]] = {
     "batch": (2, 1, 3, 4),
@@ -54,9 +54,10 @@ class Recipe:
     seed: int
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     choices: Mapping[str, int] = field(default_factory=dict)
+    amplitude: float = 1.0
 
     def feeds(self) -> dict[str, Any]:
-        return feeds_for(self.specs, self.sizes, self.seed, self.ranges, self.choices)
+        return feeds_for(self.specs, self.sizes, self.seed, self.ranges, self.choices, self.amplitude)
 
 
 @dataclass(frozen=True)
@@ -135,49 +136,36 @@ def _role(spec: TensorSpec, axis: int, symbol: str) -> str:
 
 def find_cases(
     specs: Sequence[TensorSpec],
-    run: Callable[[Mapping[str, Any]], Any],
+    run: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     *,
     ranges: Mapping[str, tuple[int, int]] | None = None,
     wanted: int = 4,
 ) -> Cases:
-    """Generated inputs that the original takes: several shapes where dimensions are free, several seeds.
+    """Generated inputs that the original takes: each free dimension in two sizes where two run, several seeds, both sample rates.
 
-    run:    the original; InputError or RuntimeFailed mean that it does not take the feeds
-    ranges: what integer inputs may hold, where the graph states it
+    run:    the original, feeds -> outputs; InputError or RuntimeFailed mean that it does not take the feeds
+    ranges: what integer inputs may hold, where the graph states it or it is likely
+    wanted: cases at least
     raises: InputError when nothing that was tried runs, with what the original said
     """
     search = _Search(tuple(specs), run, dict(ranges or {}))
     base = search.first()
     found, only = [base], []
-    for symbol, role in roles_of(specs).items():
-        others = (replace(base, sizes={**base.sizes, symbol: n}) for n in SIZES[role] if n != base.sizes[symbol])
-        together = {s: r for s, r in roles_of(specs).items() if r == role}
-        joint = (
-            replace(base, sizes={**base.sizes, **dict.fromkeys(together, n)}) for n in SIZES[role] if n != base.sizes[symbol]
-        )
-        other = next((r for r in (*joint, *others) if search.runs(r)), None)
-        if other is None:
-            only.append(f"{symbol} = {base.sizes[symbol]}")
-        elif other not in found:
-            found.append(replace(other, seed=len(found)))
-    for name, value in base.choices.items():
-        if kind_of(_named(specs, name)) == "rate":
-            others = (
-                replace(base, choices={**base.choices, name: n}, sizes=s)
-                for n in CHOICES["rate"]
-                if n != value
-                for s in search.like(base)
-            )
-            other = next((r for r in others if search.runs(r)), None)
-            if other is None:
-                only.append(f"{name} = {value}")
-            else:
-                found.append(other)
-    seed = len(found)
+    for what, others in (*search.other_sizes(base), *search.other_rates(base)):
+        other = next((r for r in others if search.runs(r)), None)
+        if other is not None and other not in found:
+            found.append(other if other.choices != base.choices else search.reseeded(other, len(found)))
+        elif other is None and what:
+            only.append(what)
+    shapes = len(found)
     while len(found) < wanted:
-        found.append(replace(found[len(found) % max(1, seed)], seed=len(found)))
-    running = [recipe for recipe in found if search.runs(recipe)]
-    named = {f"generated{i}": recipe for i, recipe in enumerate(running)}
+        found.append(search.reseeded(found[len(found) % shapes], len(found)))
+    for amplitude in AMPLITUDES[1:]:
+        if not search.says_nothing(found):
+            break
+        louder = replace(base, amplitude=amplitude, seed=len(found))
+        found += [louder] if search.runs(louder) else []
+    named = {f"generated{i}": recipe for i, recipe in enumerate(found)}
     return Cases({name: recipe.feeds() for name, recipe in named.items()}, named, tuple(only))
 
 
@@ -185,51 +173,93 @@ class _Search:
     """What the original takes, each recipe tried once."""
 
     def __init__(
-        self, specs: tuple[TensorSpec, ...], run: Callable[[Mapping[str, Any]], Any], ranges: Mapping[str, tuple[int, int]]
+        self,
+        specs: tuple[TensorSpec, ...],
+        run: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        ranges: Mapping[str, tuple[int, int]],
     ) -> None:
         self.specs, self.run, self.ranges = specs, run, ranges
-        self.tried: dict[str, bool] = {}
+        self.roles = roles_of(specs)
+        self.tried: dict[
+            str, dict[str, Any] | None
+        ] = {}  # recipe -> output -> its value where it is one everywhere; None: refused
         self.last = ""
 
     def first(self) -> Recipe:
         """The likeliest recipe that runs: sizes outermost, since they fail most; for each the choices, falling. raises: InputError"""
-        free = {s.name: CHOICES[kind_of(s)] for s in self.specs if kind_of(s) in CHOICES and s.name not in self.ranges}
-        steps = max((len(v) for v in free.values()), default=1)
-        for sizes in candidate_sizes(self.specs):
-            for step in range(steps):
-                choices = {name: values[min(step, len(values) - 1)] for name, values in free.items()}
-                recipe = Recipe(self.specs, sizes, 0, self.ranges, choices)
-                if self.runs(recipe):
-                    return recipe
-            if len(self.tried) >= ATTEMPTS:
-                break
-        shown = ", ".join(str(s) for s in self.specs)
+        for ranges in [self.ranges, {}] if self.ranges else [{}]:
+            free = {s.name: CHOICES[kind_of(s)] for s in self.specs if kind_of(s) in CHOICES and s.name not in ranges}
+            steps = max((len(v) for v in free.values()), default=1)
+            until = len(self.tried) + ATTEMPTS
+            for sizes in candidate_sizes(self.specs):
+                for step in range(steps):
+                    choices = {name: values[min(step, len(values) - 1)] for name, values in free.items()}
+                    recipe = Recipe(self.specs, sizes, 0, ranges, choices)
+                    if self.runs(recipe):
+                        return recipe
+                if len(self.tried) >= until:
+                    break
+        shown = printable(", ".join(str(s) for s in self.specs), 300)
         raise InputError(
-            f"no generated input fits this model ({len(self.tried)} tried for {printable(shown, 300)}); the last was refused: {self.last}",
+            f"no generated input fits this model ({len(self.tried)} tried for {shown}); the last was refused: {self.last}",
             where="inputs for validation",
             next="give --inputs x.npz, with an array for each input",
         )
 
     def runs(self, recipe: Recipe) -> bool:
-        key = repr((sorted(recipe.sizes.items()), recipe.seed, sorted(recipe.choices.items())))
+        key = _key(recipe)
         if key not in self.tried:
             try:
-                self.run(recipe.feeds())
-                self.tried[key] = True
+                outputs = self.run(recipe.feeds())
+                self.tried[key] = {name: _one_value(value) for name, value in outputs.items()}
             except (InputError, RuntimeFailed) as error:
                 self.last = printable(error.what, 400)
-                self.tried[key] = False
-        return self.tried[key]
+                self.tried[key] = None
+        return self.tried[key] is not None
 
-    def like(self, base: Recipe) -> Iterator[Mapping[str, int]]:
-        """The sizes of `base`, and half of each long one: half the rate has half the samples."""
-        yield base.sizes
-        halves = {s: n // 2 for s, n in base.sizes.items() if roles_of(self.specs)[s] in ("samples", "length") and n > 1}
-        yield {**base.sizes, **halves}
+    def reseeded(self, recipe: Recipe, seed: int) -> Recipe:
+        """Other values, where the original takes them."""
+        other = replace(recipe, seed=seed)
+        return other if self.runs(other) else recipe
+
+    def other_sizes(self, base: Recipe) -> Iterator[tuple[str, Iterator[Recipe]]]:
+        """For each free dimension what to say when it has one size only, and the others to try: first with all of its kind, then alone."""
+        for symbol, role in self.roles.items():
+            kin = [s for s, r in self.roles.items() if r == role]
+            others = [n for n in SIZES[role] if n != base.sizes[symbol]]
+            tried = [{**base.sizes, **dict.fromkeys(kin, n)} for n in others] + [{**base.sizes, symbol: n} for n in others]
+            yield f"{symbol} = {base.sizes[symbol]}", (replace(base, sizes=sizes) for sizes in tried)
+            if len(kin) > 1:  # and apart from its kind, so that a mix-up of both shows; most models refuse that
+                yield "", (replace(base, sizes={**base.sizes, symbol: n}) for n in others[:2])
+
+    def other_rates(self, base: Recipe) -> Iterator[tuple[str, Iterator[Recipe]]]:
+        """The same for sample rates: with the sizes of `base`, or with half of each long one, as half the rate has."""
+        halves = {s: n // 2 for s, n in base.sizes.items() if self.roles[s] in ("samples", "length") and n > 1}
+        for name, value in base.choices.items():
+            if kind_of(next(spec for spec in self.specs if spec.name == name)) == "rate":
+                choices = [{**base.choices, name: n} for n in CHOICES["rate"] if n != value]
+                sizes = [base.sizes, {**base.sizes, **halves}]
+                yield f"{name} = {value}", (replace(base, choices=c, sizes=s) for c in choices for s in sizes)
+
+    def says_nothing(self, recipes: Sequence[Recipe]) -> bool:
+        """Whether some output is one and the same value in all of these."""
+        seen = [found for found in (self.tried[_key(recipe)] for recipe in recipes) if found is not None]
+        return any(value is not None and all(s.get(name) == value for s in seen) for name, value in seen[0].items())
 
 
-def _named(specs: Sequence[TensorSpec], name: str) -> TensorSpec:
-    return next(spec for spec in specs if spec.name == name)
+def _key(recipe: Recipe) -> str:
+    return repr(
+        (sorted(recipe.sizes.items()), recipe.seed, sorted(recipe.choices.items()), recipe.amplitude, bool(recipe.ranges))
+    )
+
+
+def _one_value(output: Any) -> Any:
+    """The value that an output has everywhere, None when it varies."""
+    array = np.asarray(output) if not isinstance(output, (list, tuple)) else None
+    if array is None or not array.size:
+        return None
+    first = array.reshape(-1)[0]
+    return first.item() if (array == first).all() else None
 
 
 # --- the user's own ---------------------------------------------------------------------------------------------------

@@ -221,7 +221,12 @@ def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[Stat
     path: the graph to measure on. raises: InputError, RuntimeFailed, OutOfResources
     """
     models: dict[str, NoisyOriginal] = {}
+    plain = {id(one.run.steps[0]): one for one in recorded if not one.run.forced and not one.run.start}
     for one in recorded:
+        natural = plain.get(id(one.run.steps[0]))
+        if one.run.forced and natural is not None and _same(one, natural):  # the branch that the inputs take anyway
+            one.steps, one.noise = natural.steps, natural.noise
+            continue
         key = repr(sorted(one.run.forced.items()))
         if key not in models:
             models = {
@@ -234,6 +239,18 @@ def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[Stat
                 _add_noise(one.steps[number], step, squares[number])
         for noise, found in zip(one.noise, squares, strict=True):
             noise.update((name, math.sqrt(sum(v) / NOISE_RUNS)) for name, v in found.items())
+
+
+def _same(a: Recorded, b: Recorded) -> bool:
+    """Whether two runs gave the same bits."""
+    pairs = [(one, b.steps[0].get(name)) for name, one in a.steps[0].items()]
+    return all(
+        isinstance(x, ExpectedArray)
+        and isinstance(y, ExpectedArray)
+        and x.array.shape == y.array.shape
+        and (x.array == y.array).all()
+        for x, y in pairs
+    )
 
 
 def _add_noise(expected: dict[str, Expected], noisy: Mapping[str, np.ndarray], squares: dict[str, list[float]]) -> None:
@@ -313,6 +330,8 @@ def _shows_nothing(arrays: Sequence[np.ndarray]) -> str:
             return "holds NaN"
         if not any(np.isfinite(a).any() for a in wide):
             return "is nowhere finite"
+    if sum(a.size for a in full) == 1:  # one number alone cannot vary
+        return ""
     first = full[0].reshape(-1)[0]
     return f"is {first} everywhere" if all((a == first).all() for a in full) else ""
 

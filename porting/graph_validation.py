@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from porting.branches import conditionals_of, folded, folded_check, forced_program
+from porting.branches import ForcedPort, conditionals_of, folded, folded_check
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
 from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, Difference, GraphReference, Recorded, measure_noise, noise_of
@@ -66,7 +66,8 @@ def judge_graph(
     with progress("validate", 3, unit="steps") as advance:
         reference.prepare()
         advance(1)
-        recorded = [one for one in reference.recorded if _applies(one.run, port)]
+        ifs = conditionals_of(port)
+        recorded = [one for one in reference.recorded if _applies(one.run, {c.name for c in ifs})]
         if any(one.noise is None for one in recorded):
             measure_noise(recorded, port.path / MODEL, port.program().state.pairs)
         advance(1)
@@ -75,7 +76,6 @@ def judge_graph(
             measured = _measured(port, runs, recorded, checks)
             ran_on = str(runs.session.device)
         advance(1)
-    ifs = conditionals_of(port)
     gone = folded_check(reference.conditionals, ifs)
     checks += [*([gone] if gone else []), *_checks(measured)]
     undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED]
@@ -113,6 +113,7 @@ class PortRuns:
         self._plain: Session = self.session
         if program.state.pairs:
             self._plain = self._stack.enter_context(open_session(replace(program, state=StateSpec()), device))
+        self._forced: ForcedPort | None = None
 
     def __enter__(self) -> PortRuns:
         return self
@@ -128,17 +129,17 @@ class PortRuns:
             return [flat(self.session.run(feeds, state)) for feeds in run.steps]
         if not run.forced:
             return execute(self._plain, run, ())
-        with (
-            forced_program(self.port, run.forced) as fixed,
-            open_session(replace(fixed, state=StateSpec()), self.device) as session,
-        ):
+        if self._forced is None:
+            self._forced = self._stack.enter_context(closing(ForcedPort(self.port)))
+        fixed = replace(self._forced.program(run.forced), state=StateSpec())
+        with open_session(fixed, self.device) as session:
             return execute(session, run, ())
 
 
-def _applies(run: Run, port: Port) -> bool:
-    """A forced run is for the Ifs that the port still has."""
+def _applies(run: Run, kept: set[str]) -> bool:
+    """A forced run is for an If that the port still has."""
     target = list(run.forced)[-1:]
-    return not target or target[0] in {c.name for c in conditionals_of(port)}
+    return not target or target[0] in kept
 
 
 def _interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:

@@ -17,6 +17,7 @@ from porting.backends.onnx_program import node_label, subgraphs
 _CARRIES = frozenset(
     ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split", "Concat", "Gather")
 )
+_COMPUTES = frozenset(("Add", "Sub", "Mul", "Where", "Mod", "Clip", "Max", "Min"))
 _ONLY_SHAPE = frozenset(("Shape", "Size"))
 
 
@@ -107,10 +108,10 @@ def force(graph: onnx.GraphProto, forced: Mapping[str, bool]) -> set[str]:
     return done
 
 
-def integer_ranges(graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
+def integer_ranges(graph: onnx.GraphProto, likely: bool = False) -> dict[str, tuple[int, int]]:
     """Input name -> (0, how many there are), of inputs by which a table of known size is looked up, or that become one-hot.
 
-    Of an input that goes through arithmetic first nothing is known, and nothing is said.
+    likely: also through arithmetic (`where(x < 0, x + rows, x)`), after which it is a guess; without it nothing is said of such an input
     """
     rows = {t.name: t.dims[0] for t in graph.initializer if t.dims}
     scalars = {t.name: t for t in graph.initializer}
@@ -137,6 +138,8 @@ def integer_ranges(graph: onnx.GraphProto) -> dict[str, tuple[int, int]]:
         if size and looked_up in origin:
             name = origin[looked_up]
             ranges[name] = (0, min(size, ranges.get(name, (0, size))[1]))
-        if node.op_type in _CARRIES and node.input and node.input[0] in origin:
-            origin.update((name, origin[node.input[0]]) for name in node.output)
+        passed = node.input[:1] if node.op_type in _CARRIES else node.input if likely and node.op_type in _COMPUTES else ()
+        source = next((origin[name] for name in passed if name in origin), None)
+        if source is not None:
+            origin.update((name, source) for name in node.output)
     return ranges
