@@ -75,13 +75,13 @@ def float_session(port: Port) -> Iterator[Session]:
         for entry in port.manifest["files"]:
             if entry["path"] != MODEL:
                 (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(port.path / entry["path"], folder / entry["path"])
+                _link_or_copy(port.path / entry["path"], folder / entry["path"])
         onnx.save(model, str(folder / MODEL))
         with open_session(replace(port.program(), model=folder / MODEL), "cpu") as session:
             yield session
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)  # onnxruntime follows no symbolic links
     except OSError:
