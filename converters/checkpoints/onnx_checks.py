@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import onnx
 
 from porting.errors import CheckpointError, UnsupportedModel
 
+from .onnx_order import Body, bodies, put_in_order, sort, standard, subgraphs_of
 from .onnx_tensors import TensorFiles
 from .onnx_wire import FETCH_AGAIN
 
@@ -40,7 +41,7 @@ RANDOM_IN_TRAINING = {
     ("com.microsoft", "BiasDropout"): 4,
     ("com.microsoft", "BitmaskBiasDropout"): 4,
 }
-UNKNOWN_DIMS = frozenset({"-1", "?", "None", ""})
+MAX_NODES = 1_000_000  # the largest graph of our test models has 1,105
 
 
 def checked(model: onnx.ModelProto, files: TensorFiles) -> onnx.ModelProto:
@@ -51,65 +52,9 @@ def checked(model: onnx.ModelProto, files: TensorFiles) -> onnx.ModelProto:
     """
     if not model.HasField("graph") or not model.graph.output:
         raise CheckpointError(f"{files.path.name} holds no graph with an output", where=str(files.path), next=FETCH_AGAIN)
-    for nodes, _ in _bodies(model):
-        for node in nodes:
-            node.domain = "" if node.domain == "ai.onnx" else node.domain
-    name_nodes(model)
-    for graph in _graphs(model):
-        _clean(graph)
+    put_in_order(model)
     _Model(model, files).check()
     return model
-
-
-def name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node a name of its own, those in subgraphs and functions included. The first of several with one name keeps it."""
-    nodes = [node for body, _ in _bodies(model) for node in body]
-    taken = {node.name for node in nodes if node.name}
-    seen: set[str] = set()
-    counts: Counter[str] = Counter()
-    for node in nodes:
-        if not node.name or node.name in seen:
-            base = node.name or f"{node.op_type}/{next(filter(None, node.output), '')}"
-            name = base
-            while name in taken:
-                counts[base] += 1
-                name = f"{base}_{counts[base] + 1}"
-            taken.add(name)
-            node.name = name
-        seen.add(node.name)
-
-
-def subgraphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The bodies of a control-flow node."""
-    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
-
-
-def _bodies(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.GraphProto | onnx.FunctionProto]]:
-    """(nodes, their owner) of the graph, its subgraphs, and the functions with theirs; depth first."""
-    pending: list[Any] = [model.graph, *model.functions]
-    while pending:
-        owner = pending.pop(0)
-        yield owner.node, owner
-        pending[:0] = [g for node in owner.node for g in subgraphs_of(node)]
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    return (owner for _, owner in _bodies(model) if isinstance(owner, onnx.GraphProto))
-
-
-def _clean(graph: onnx.GraphProto) -> None:
-    """Unknown dimensions are unset, however they are spelled; an output listed twice is listed once."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        kind = value.type
-        while kind.HasField("sequence_type") or kind.HasField("optional_type"):
-            kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
-        for dim in kind.tensor_type.shape.dim if kind.HasField("tensor_type") else ():
-            if dim.dim_value < 0 or (dim.HasField("dim_param") and dim.dim_param in UNKNOWN_DIMS):
-                dim.ClearField("dim_value")
-                dim.ClearField("dim_param")
-    seen: set[str] = set()
-    for index in reversed([i for i, o in enumerate(graph.output) if o.name in seen or seen.add(o.name)]):  # type: ignore[func-returns-value]
-        del graph.output[index]
 
 
 @cache
@@ -152,7 +97,7 @@ class _Model:
     def __init__(self, model: onnx.ModelProto, files: TensorFiles) -> None:
         self._model, self._files = model, files
         self._path: Path = files.path
-        self._functions = {(_standard(f.domain), f.name, f.overload): f for f in model.functions}
+        self._functions = {(f.domain, f.name, f.overload): f for f in model.functions}
 
     def check(self) -> None:
         self._check_ir_version()
@@ -180,7 +125,7 @@ class _Model:
         """Domain -> version. raises: CheckpointError (a domain with two versions), UnsupportedModel (outside the range)"""
         where, imports = f"{self._path}{place}", dict[str, int]()
         for entry in owner.opset_import:
-            domain = _standard(entry.domain)
+            domain = standard(entry.domain)
             if imports.setdefault(domain, entry.version) != entry.version:
                 raise CheckpointError(
                     f"domain {domain or 'ai.onnx'!r} is imported as version {imports[domain]} and as {entry.version}",
@@ -206,38 +151,56 @@ class _Model:
         """Model-local functions: once each, none that calls itself, and operators that mean the same in the graph."""
         if len(self._functions) != len(self._model.functions):
             raise CheckpointError("a model-local function is defined twice", where=str(self._path), next=FETCH_AGAIN)
-        calls: dict[Any, set[Any]] = {}
+        calls: dict[Any, Counter[Any]] = {}
         for key, function in self._functions.items():
             name = f"{function.domain}::{function.name}"
             where = f"{self._path}, function {name}"
             if key[0] == "" and _schema(function.name, MAX_OPSET, ""):
                 raise UnsupportedModel(f"a model-local function is called like the operator {function.name}", where=where)
             own = self._imports(function, f", function {name}")
-            nodes = [n for body, _ in _bodies_of(function) for n in body]
-            calls[key] = {(n.domain, n.op_type, n.overload) for n in nodes} & self._functions.keys()
+            nodes = [node for owner in bodies(function) for node in owner.node]
+            calls[key] = Counter(_identity(node) for node in nodes)
             for node in nodes:
                 self._require_same_meaning(node, own, imports, where)
             _Walk(self._files, self._functions, own).function(function, where)
+            for domain in own.keys() & DOMAINS.keys():
+                imports.setdefault(domain, own[domain])
+        self._require_finite(calls)
+
+    def _require_finite(self, calls: dict[Any, Counter[Any]]) -> None:
+        """No function calls itself, and all of them inlined are not too many nodes: ten levels of ten calls are 10 billion.
+
+        calls: of each function, its nodes by operator
+        raises: CheckpointError, UnsupportedModel
+        """
+        sizes: dict[Any, int] = {}
         while calls:
-            leaves = [key for key, called in calls.items() if not called & calls.keys()]
+            leaves = [key for key, called in calls.items() if not called.keys() & calls.keys()]
             if not leaves:
                 names = ", ".join(f"{d}::{n}" for d, n, _ in list(calls)[:5])
                 raise CheckpointError(
                     f"model-local functions call themselves: {names}", where=str(self._path), next=FETCH_AGAIN
                 )
             for key in leaves:
-                del calls[key]
+                sizes[key] = sum(count * sizes.get(called, 1) for called, count in calls.pop(key).items())
+        nodes = [node for owner in bodies(self._model.graph) for node in owner.node]
+        total = sum(sizes.get(_identity(node), 1) for node in nodes)
+        if total > MAX_NODES:
+            raise UnsupportedModel(
+                f"the graph has {total:,} nodes once its functions are inlined; at most {MAX_NODES:,} are taken",
+                where=str(self._path),
+            )
 
     def _require_same_meaning(self, node: onnx.NodeProto, own: dict[str, int], imports: dict[str, int], where: str) -> None:
         """An operator of a function has to be the same one at the model's version, where the function will be inlined."""
         domain = node.domain
-        if domain not in ("", *DOMAINS) or domain not in own or (domain, node.op_type, node.overload) in self._functions:
+        if domain not in ("", *DOMAINS) or domain not in own or _identity(node) in self._functions:
             return
         there = imports.setdefault(domain, own[domain])
         ours, theirs = _schema(node.op_type, own[domain], domain), _schema(node.op_type, there, domain)
         if own[domain] != there and ours and (theirs is None or ours.since_version != theirs.since_version):
             raise UnsupportedModel(
-                f"{node.op_type} means something else at opset {own[domain]}, which the function imports, than at {there}, "
+                f"{node.op_type} is another version at opset {own[domain]}, which the function imports, than at {there}, "
                 "which the model does",
                 where=f"{where}, node {node.name!r}",
                 next="export the model again, with one opset for all of it",
@@ -250,20 +213,13 @@ class _Model:
             imports[""] = MAX_OPSET
 
 
-def _standard(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
-def _bodies_of(function: onnx.FunctionProto) -> Iterator[tuple[Any, Any]]:
-    pending: list[Any] = [function]
-    while pending:
-        owner = pending.pop()
-        yield owner.node, owner
-        pending += [g for node in owner.node for g in subgraphs_of(node)]
+def _identity(node: onnx.NodeProto) -> tuple[str, str, str]:
+    """What names an operator or a function."""
+    return node.domain, node.op_type, node.overload
 
 
 class _Walk:
-    """One graph or function with all below it."""
+    """One graph or function with all below it. Sparse tensors are written out on the way: onnxruntime does it too, onnx-ir has none."""
 
     def __init__(self, files: TensorFiles, functions: dict[Any, onnx.FunctionProto], imports: dict[str, int]) -> None:
         self._files, self._functions, self._imports = files, functions, imports
@@ -281,8 +237,9 @@ class _Walk:
             constants[tensor.name] = tensor
             names.append(tensor.name)
         for sparse in graph.sparse_initializer:
-            self._files.dense(sparse, where)
             names.append(sparse.values.name)
+            graph.initializer.append(self._files.dense(sparse, where))
+        del graph.sparse_initializer[:]
         inputs = [value.name for value in graph.input]
         _require_once(names, "initializer", where)
         _require_once(inputs, "input", where)
@@ -291,7 +248,7 @@ class _Walk:
 
     def _body(
         self,
-        owner: onnx.GraphProto | onnx.FunctionProto,
+        owner: Body,
         given: list[str],
         outputs: list[str],
         constants: dict[str, onnx.TensorProto],
@@ -336,7 +293,7 @@ class _Walk:
                     where=where,
                     next=_did_you_mean(name, names) or FETCH_AGAIN,
                 )
-        _sort(owner, makers, reads, where)
+        sort(owner, makers, reads, where)
         return captured
 
     def _node(self, node: onnx.NodeProto, scope: _Scope, where: str) -> None:
@@ -347,9 +304,10 @@ class _Walk:
                     f"{name!r} is made twice: in a graph and inside it", where=where, next="give every value a name of its own"
                 )
         for attribute in node.attribute:
-            sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else attribute.sparse_tensors
-            for part in sparse:
-                self._files.dense(part, where)
+            if attribute.HasField("sparse_tensor") and node.op_type == "Constant":
+                attribute.CopyFrom(onnx.helper.make_attribute("value", self._files.dense(attribute.sparse_tensor, where)))
+            elif attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise UnsupportedModel("a sparse tensor as an attribute is not covered", where=where)
             for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
                 self._files.require_inside(tensor, where)
                 if node.op_type == "Constant" and len(node.output) == 1:
@@ -359,7 +317,7 @@ class _Walk:
 
     def _require_known(self, node: onnx.NodeProto, where: str) -> None:
         domain, op_type = node.domain, node.op_type
-        if (domain, op_type, node.overload) in self._functions:
+        if _identity(node) in self._functions:
             return
         if domain in TRAINING:
             raise UnsupportedModel(
@@ -417,32 +375,6 @@ class _Walk:
                 where=where,
                 next="export the model for inference (model.eval()), with training_mode a constant false",
             )
-
-
-def _sort(owner: onnx.GraphProto | onnx.FunctionProto, makers: dict[str, int], reads: list[set[str]], where: str) -> None:
-    """Nodes in an order in which each comes after what it reads, the file's own where it does. raises: CheckpointError for a cycle"""
-    needs = [{makers[name] for name in wanted} for wanted in reads]
-    if all(max(found, default=-1) < index for index, found in enumerate(needs)):
-        return
-    users: list[list[int]] = [[] for _ in needs]
-    for index, found in enumerate(needs):
-        for maker in found:
-            users[maker].append(index)
-    open_needs = [len(found) for found in needs]
-    order = [index for index, count in enumerate(open_needs) if count == 0]
-    for index in order:
-        for user in users[index]:
-            open_needs[user] -= 1
-            if open_needs[user] == 0:
-                order.append(user)
-    if len(order) < len(needs):
-        stuck = [owner.node[i].name for i, count in enumerate(open_needs) if count]
-        raise CheckpointError(
-            f"the graph is cyclic: {len(stuck)} nodes wait for each other", where=f"{where}, nodes {', '.join(stuck[:5])}"
-        )
-    nodes = [onnx.NodeProto.FromString(owner.node[i].SerializeToString()) for i in order]
-    del owner.node[:]
-    owner.node.extend(nodes)
 
 
 def _require_once(names: list[str], kind: str, where: str) -> None:

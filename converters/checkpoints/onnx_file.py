@@ -20,7 +20,8 @@ from onnx_ir.passes.common import InlinePass
 from porting.errors import CheckpointError, UnsupportedModel, UsageError, nearest
 from porting.types import Graph, Original, StatePair, StateSpec, TensorSpec
 
-from .onnx_checks import checked, subgraphs_of
+from .onnx_checks import checked
+from .onnx_order import bodies, standard
 from .onnx_tensors import TensorFiles
 from .onnx_wire import FETCH_AGAIN, parse_model
 
@@ -121,7 +122,7 @@ class OnnxFile:
     def _input_specs(self) -> tuple[tuple[TensorSpec, ...], list[str]]:
         """Inputs, and the names of those that have an initializer and so are constants."""
         graph = self._proto.graph
-        constants = {t.name for t in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+        constants = {tensor.name for tensor in graph.initializer}
         specs = []
         for value in graph.input:
             if value.name not in constants:
@@ -205,12 +206,10 @@ class OnnxFile:
         """The graph, and the names of the initializers that it does without."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
-        for graph in _graph_protos(proto):
-            self._write_out_sparse(graph)
         versions = {entry.domain: entry.version for entry in proto.opset_import}
         for function in proto.functions:  # onnx_checks made sure that the operators are the same ones
             for entry in function.opset_import:
-                entry.version = versions.get("" if entry.domain == "ai.onnx" else entry.domain, entry.version)
+                entry.version = versions.get(standard(entry.domain), entry.version)
         try:
             model = ir.from_proto(proto)
             model = InlinePass()(model).model
@@ -227,17 +226,6 @@ class OnnxFile:
             dropped += _drop_unread(graph)
         _name_uniquely(model)
         return model, sorted(dropped)
-
-    def _write_out_sparse(self, graph: onnx.GraphProto) -> None:
-        """Sparse tensors become ordinary ones, as they do in onnxruntime; onnx-ir has none."""
-        where = str(self.path)
-        graph.initializer.extend(self._tensors.dense(sparse, where) for sparse in graph.sparse_initializer)
-        del graph.sparse_initializer[:]
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("sparse_tensor") and node.op_type == "Constant":
-                    tensor = self._tensors.dense(attribute.sparse_tensor, where)
-                    attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
 
     def _set_interface(self, model: ir.Model) -> None:
         """Inputs without those that are constants, outputs as in `outputs`; nothing that the file claims of shapes in between.
@@ -303,11 +291,11 @@ def _rename_shadows(graph: ir.Graph, outer: set[str]) -> None:
         value.name = f"{old}_{number}"
     for node in graph:
         for attribute in node.attributes.values():
-            for inner in _bodies(attribute):
+            for inner in _subgraphs(attribute):
                 _rename_shadows(inner, names)
 
 
-def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:
+def _subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
     if attribute.type == ir.AttributeType.GRAPH:
         return [attribute.as_graph()]
     return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
@@ -330,19 +318,9 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
     yield from model.graph.subgraphs()
 
 
-def _graph_protos(proto: onnx.ModelProto) -> Iterator[Any]:
-    """Of the graph, its subgraphs, and the functions' subgraphs."""
-    pending: list[Any] = [proto.graph]
-    pending += [g for function in proto.functions for node in function.node for g in subgraphs_of(node)]
-    while pending:
-        graph = pending.pop()
-        yield graph
-        pending += [g for node in graph.node for g in subgraphs_of(node)]
-
-
 def _tensors_inside(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Of attributes, and of the graphs in them."""
-    for owner in (*_graph_protos(proto), *proto.functions):
+    for owner in bodies(proto.graph, *proto.functions):
         for node in owner.node:
             for attribute in node.attribute:
                 yield from [attribute.t] if attribute.HasField("t") else attribute.tensors

@@ -27,7 +27,7 @@ from .files import OpenFiles, unreadable
 from .onnx_wire import FETCH_AGAIN, INLINE_BYTES
 
 MAX_NBYTES = 2**63 - 1
-MAX_DENSE_BYTES = 256 << 20  # of a sparse tensor, which is written out in full; onnxruntime does the same
+MAX_DENSE_BYTES = 256 << 20  # of all sparse tensors, which are written out in full; onnxruntime does the same
 NEWER_THAN_IR_13 = ("FLOAT6E2M3", "FLOAT6E3M2")
 SPELLINGS = {dtype: spelling for spelling, dtype in NUMPY_DTYPES.items()}
 TAKE_AGAIN = "take the model again from where it came, with all its files"
@@ -45,6 +45,7 @@ class TensorFiles:
         self.path = path
         self.used: dict[Path, None] = {}
         self.unlinked: set[Path] = set()
+        self._dense_bytes = 0
         self._found: dict[str, tuple[Path, int]] = {}
         self._open = OpenFiles()
 
@@ -114,9 +115,11 @@ class TensorFiles:
         dtype = _dtype(full, where)
         if any(d <= 0 for d in dims) or math.prod(dims) * 16 > MAX_NBYTES:
             raise CheckpointError(f"a sparse tensor has the shape {_short(dims)}", where=where, next=FETCH_AGAIN)
-        if dtype == ir.DataType.STRING or _nbytes(dtype, dims) > MAX_DENSE_BYTES:
+        if dtype != ir.DataType.STRING:
+            self._dense_bytes += _nbytes(dtype, dims)
+        if dtype == ir.DataType.STRING or self._dense_bytes > MAX_DENSE_BYTES:
             raise UnsupportedModel(
-                f"a sparse tensor of {dtype.name}{dims} cannot be written out: at most {MAX_DENSE_BYTES:,} bytes",
+                f"a sparse tensor of {dtype.name}{dims} cannot be written out: {MAX_DENSE_BYTES:,} bytes in all, and no strings",
                 where=where,
                 next="store it as an ordinary tensor",
             )
