@@ -45,7 +45,6 @@ class EncoderReference:
         bare = architecture.endswith("Model")
         has_pooler = bare and any(name.endswith("pooler.dense.weight") for name in checkpoint.tensors)
         self._model = build_upstream(architecture, config, **({"add_pooling_layer": has_pooler} if bare else {}))
-        self._dense: dict[str, Any] = {}
         self._sentence = checkpoint.config.get(SENTENCE)
         dense = {s["name"] for s in (self._sentence or {}).get("steps", []) if s["kind"] == "dense"}
         behind = {n for n in checkpoint.tensors if n.partition(".")[0] in dense}
@@ -186,7 +185,7 @@ def _seeded(vocab: int, types: int, padding: Any, longest: int) -> dict[str, dic
 
 def _from_files(inputs: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
     """raises: InputError naming file and array"""
-    cases = {}
+    cases: dict[str, dict[str, np.ndarray]] = {}
     for path in inputs:
         arrays = read_npz(path)
         if "input_ids" not in arrays:

@@ -86,3 +86,73 @@ def rewrite(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.nd
     file.write_text(json.dumps({k: v for k, v in merged.items() if k not in config or config[k] is not None}))
     if tensors is not None:
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "model.safetensors")
+
+
+WORDS = ("a", "boat", "lay", "still", "in", "the", "harbour", "and", "nobody", "saw", "it", "go")
+
+
+def tokenizer_json() -> str:
+    """A tokenizer of a dozen words: [CLS] text [SEP], everything else [UNK]; it asks for padding and truncation, as some files do."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": SIZES["pad_token_id"]}
+    vocabulary = {**special, **{word: 10 + i for i, word in enumerate(WORDS)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=7, pad_id=9)
+    return tokenizer.to_str()
+
+
+def make_sentence_folder(
+    folder: Path,
+    pooling: str = "pooling_mode_mean_tokens",
+    steps: tuple[str, ...] = ("Normalize",),
+    *,
+    architecture: str = "BertModel",
+    inside: str = "",
+    tokenizer: bool = True,
+    **changes: Any,
+) -> Any:
+    """A sentence-transformers folder, in today's layout or with the encoder in a folder of its own. Returns the torch model."""
+    place = folder / inside
+    place.mkdir(parents=True, exist_ok=True)
+    model = make_encoder(place, architecture, **changes)
+    (place / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12, "do_lower_case": True}))
+    if tokenizer:
+        (place / "tokenizer.json").write_text(tokenizer_json())
+    modules = [("Transformer", inside), ("Pooling", "1_Pooling"), *((kind, f"{n}_{kind}") for n, kind in enumerate(steps, 2))]
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir()
+    flags = {
+        f"pooling_mode_{k}": f"pooling_mode_{k}" == pooling
+        for k in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": SIZES["hidden_size"], **flags}))
+    size = SIZES["hidden_size"]
+    for kind, path in modules[2:]:
+        (folder / path).mkdir()
+        if kind == "Dense":
+            size = _make_dense(folder / path, size)
+    return model
+
+
+def _make_dense(folder: Path, n_in: int) -> int:
+    from safetensors.numpy import save_file
+
+    n_out = n_in - 7
+    tanh = "torch.nn.modules.activation.Tanh"
+    config = {"in_features": n_in, "out_features": n_out, "bias": True, "activation_function": tanh}
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(n_in)
+    tensors = {"linear.weight": rng.normal(size=(n_out, n_in)) / 5, "linear.bias": rng.normal(size=n_out)}
+    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, folder / "model.safetensors")
+    return n_out

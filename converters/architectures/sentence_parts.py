@@ -88,7 +88,7 @@ def require_description(given: Any) -> None:
             step.get("kind") == "dense" and is_dense and step.get("activation") in ACTIVATIONS.values()
         )
 
-    covered = {ours for _, ours in POOLINGS.values() if ours}
+    covered = [ours for _, ours in POOLINGS.values() if ours]
     steps = given.get("steps") if isinstance(given, dict) else None
     if not isinstance(steps, list) or given.get("pooling") not in covered or not all(map(fits, steps)):
         raise CheckpointError(

@@ -140,7 +140,7 @@ class SentenceTransformersCheckpoint:
         where = str(checkpoint.path / CONFIG)
         config = _only_known(checkpoint.config, ("in_features", "out_features", "bias", "activation_function"), where)
         activation = config.get("activation_function")
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise UnsupportedModel(
                 f"the activation {short(activation)} of a dense module is not covered", where=where, next=", ".join(ACTIVATIONS)
             )
@@ -163,7 +163,7 @@ _COVERED = "covered: Transformer, then Pooling, then Dense, Normalize and Dropou
 def _modules(path: Path) -> list[tuple[str, str]]:
     """(kind, folder) of every module, in order. raises: CheckpointError, UnsupportedModel"""
     listed = parse_list(read_whole(path, MAX_JSON_BYTES), path)
-    found = []
+    found: list[tuple[str, str]] = []
     for entry in listed:
         kind, place = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
         if not isinstance(kind, str) or not isinstance(place, str):
@@ -198,7 +198,8 @@ def _settings(folder: Path, encoder: Path) -> tuple[dict[str, Any], list[Path]]:
         files.append(file)
         given = _only_known(_object(file), ("__version__", "prompts", "default_prompt_name"), str(file))
         prompts, name = given.get("prompts") or {}, given.get("default_prompt_name")
-        if name is not None and not (isinstance(prompts, dict) and isinstance(prompts.get(name), str)):
+        known = isinstance(prompts, dict) and isinstance(name, str) and isinstance(prompts.get(name), str)
+        if name is not None and not known:
             raise CheckpointError(f"default_prompt_name is {short(name)}, which is none of the prompts", where=str(file))
         found["prompt"] = prompts[name] if name is not None else ""
     return found, files
