@@ -24,6 +24,12 @@ class Global(NamedTuple):
         return f"{self.module}.{self.name}"[:120]  # both come from the file and may be of any length
 
 
+class Opaque(NamedTuple):
+    """An object of a class that `call` knows to carry nothing that is needed. It is not made; what it would hold is dropped."""
+
+    kind: Global
+
+
 class PickleRefused(Exception):
     """The pickle is damaged, or (`is_code`) wants something executed that is not on the list."""
 
@@ -46,7 +52,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 def state_of(data: bytes, call: Callable[[Global, tuple], Any], refer: Callable[[Any], Any]) -> Any:
     """The value that a pickle describes.
 
-    call:    (name, arguments) -> value, for each REDUCE; refuses what it does not know
+    call:    (name, arguments) -> value, for each REDUCE and each new object of a class; refuses what it does not know
     refer:   persistent id -> value
     raises:  PickleRefused, also out of `call` and `refer`
     """
@@ -95,7 +101,7 @@ class _Machine:
             stack.append(self.name_of(argument))
         elif name == "BINPERSID":
             stack.append(self.refer(self.pop(1)[0]))
-        elif name == "REDUCE":
+        elif name in ("REDUCE", "NEWOBJ"):
             function, args = self.pop(2)
             self.expect(isinstance(function, Global) and isinstance(args, tuple), "a call of something that is no name")
             stack.append(self.call(function, args))
@@ -107,6 +113,8 @@ class _Machine:
             self.top().extend(items)
         elif name == "BUILD":  # an OrderedDict carries `_metadata` (version numbers of modules) as an attribute
             attributes = self.pop(1)[0]
+            if isinstance(self.top(), Opaque):
+                return
             self.expect(isinstance(attributes, dict) and isinstance(self.top(), dict), "attributes of what is no state dict")
         elif name not in ("PROTO", "FRAME"):
             raise PickleRefused(f"holds the pickle operation {name}, which a state dict of plain tensors does not need", True)

@@ -11,7 +11,7 @@ Source: torch 2.13.0, torch/serialization.py (`_save`, `_load`) and torch/_utils
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from porting.errors import CheckpointError
 from porting.types import StoredTensor
 from porting.weights import NUMPY_DTYPES
 
-from .pickle_machine import Global, PickleRefused, state_of
+from .pickle_machine import Global, Opaque, PickleRefused, state_of
 from .torch_zip import Entry, TorchZip
 
 MAX_DIMS = 32
@@ -85,22 +85,49 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     raises: CheckpointError when it cannot be read, is damaged, or holds code or anything but tensors by name;
             UnsupportedModel for torch's legacy format, TorchScript and big-endian files
     """
-    archive = TorchZip(path)
-    builder = _Builder(path, archive)
+    top = _read(path, ())
+    return {name: _named(path, name, value) for name, value in _state_dict(path, top).items()}
+
+
+def read_torch_object(path: Path, harmless: Collection[Global]) -> Any:
+    """All that a torch file holds, nested as it is in dicts, lists and tuples; every tensor is a StoredTensor named by its path.
+
+    harmless: classes and functions whose objects may occur; an Opaque takes the place of each
+    raises:   as `read_torch_file`, which takes tensors by name only
+    """
     try:
-        top = state_of(archive.pickle_bytes(), builder.call, builder.storage)
+        return _described(path, "", _read(path, harmless))
+    except RecursionError as error:
+        raise CheckpointError(f"{path.name} nests its contents too deeply", where=str(path), next=SAVE_SAFELY) from error
+
+
+def _described(path: Path, name: str, value: Any) -> Any:
+    if isinstance(value, _Nameless):
+        return _named(path, name, value)
+    if isinstance(value, dict):
+        return {key: _described(path, f"{name}.{key}" if name else str(key), item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not isinstance(value, Opaque):
+        return type(value)([_described(path, f"{name}.{i}", item) for i, item in enumerate(value)])
+    return value
+
+
+def _read(path: Path, harmless: Collection[Global]) -> Any:
+    archive = TorchZip(path)
+    builder = _Builder(path, archive, harmless)
+    try:
+        return state_of(archive.pickle_bytes(), builder.call, builder.storage)
     except PickleRefused as error:
         todo = SAVE_SAFELY if error.is_code else "the file is damaged; fetch it again"
         raise CheckpointError(f"{path.name} {error}", where=f"{path}, {archive.root}/data.pkl", next=todo) from error
-    return {name: _named(path, name, value) for name, value in _state_dict(path, top).items()}
 
 
 class _Builder:
     """What the pickle may call, and what it may refer to."""
 
-    def __init__(self, path: Path, archive: TorchZip) -> None:
+    def __init__(self, path: Path, archive: TorchZip, harmless: Collection[Global] = ()) -> None:
         self.path = path
         self.archive = archive
+        self.harmless = harmless
 
     def call(self, function: Global, args: tuple[Any, ...]) -> Any:
         """The result of `function(*args)`, which is never really called.
@@ -116,6 +143,8 @@ class _Builder:
             return self._tensor(*args)
         if function in (ORDERED_DICT, PARAMETER, TENSOR):
             raise PickleRefused(f"calls {function} with arguments that torch does not write")
+        if function in self.harmless:
+            return Opaque(function)
         raise PickleRefused(
             f"is code, not data: it calls {function}, which a state dict of plain tensors does not need", is_code=True
         )

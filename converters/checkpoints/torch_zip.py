@@ -152,6 +152,17 @@ class TorchZip:
             )
 
 
+def names_in_zip(path: Path) -> list[str]:
+    """The names of a zip archive's entries, none of which is read. raises: CheckpointError when it cannot be read or is damaged"""
+    fd, size = open_to_read(path)
+    with open(fd, "rb") as file:
+        try:
+            with zipfile.ZipFile(_BoundedFile(file, size)) as archive:  # type: ignore[arg-type]
+                return archive.namelist()
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, OverflowError, OSError) as error:
+            raise CheckpointError(f"{path.name} has a damaged zip directory: {str(error)[:200]}", where=str(path)) from error
+
+
 class _BoundedFile:
     """A file whose reads are bounded: zipfile takes the size of its directory from the file and reads that much at once."""
 

@@ -164,7 +164,7 @@ class Builds:
 def test_objects_and_other_constructs_are_refused(tmp_path):
     cases = {
         "a whole module": (torch.nn.Linear(2, 2), "operation NEWOBJ|torch.nn"),
-        "an object": (Builds(), "operation NEWOBJ|copyreg._reconstructor"),
+        "an object": (Builds(), "calls .*Builds|copyreg._reconstructor"),
         "a set": ({"a": {1, 2}}, "__builtin__.set"),
         "a float8 tensor": ({"a": BASE.to(torch.float8_e4m3fn)}, "UntypedStorage"),
         "a complex tensor": ({"a": BASE.to(torch.complex64)}, "ComplexFloatStorage"),

@@ -1,0 +1,283 @@
+"""Files that hold a torch program: torch.export's .pt2, TorchScript, and modules that were pickled whole.
+
+All three are code. Without `allow_pickle` nothing of them is executed or even given to torch, whose loaders run what they find: also
+torch.export.load does, out of the examples and constants that a .pt2 carries.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from porting.errors import InputError, UnsupportedModel, UsageError
+from porting.types import TensorSpec
+
+from .torch_calls import CallPlan, array_from_tensor, tensor_from_array
+from .torch_capture import Captured
+from .torch_checks import require_deterministic
+from .torch_export import require_translated
+from .torch_factory import require_torch
+from .torch_frames import printing_to_stderr, short, where_raised
+from .torch_module import DynamicSizes, TorchSource, accounting_of, facts_of, graph_outputs, require_state, source_from_module
+from .torch_probe import SizeFixed, try_sizes
+from .torch_storage import TRUST, torch_file_kind, unpickled
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["open_torch_file", "torch_file_kind"]
+
+CODE = {
+    "pt2": "an exported program (.pt2), which torch loads by running what it finds in it",
+    "torchscript": "a TorchScript archive, which is code",
+    "pickle": "a pickle of more than tensors, which is code",
+}
+WEIGHTS = "weights without a model: give --model package.module:factory --weights with this file"
+
+
+def open_torch_file(
+    path: str | Path,
+    examples: Sequence[Any],
+    input_specs: Sequence[TensorSpec] = (),
+    dynamic: DynamicSizes | None = None,
+    *,
+    allow_pickle: bool = False,
+    state: Mapping[str, str] | None = None,
+) -> TorchSource:
+    """Open a .pt2, a TorchScript archive or a pickled module, and export it.
+
+    path, examples, input_specs, dynamic, state: as torch_module.open_factory; a .pt2 may carry an example of its own, and its free sizes are
+                  those that it was exported with
+    allow_pickle: run what is in the file
+    raises:       InputError without `allow_pickle`, before anything of the file runs, for a file that cannot be loaded, and for weights
+                  alone; UnsupportedModel for what cannot be exported
+    """
+    path = Path(path)
+    kind = torch_file_kind(path)
+    if kind is None:
+        raise InputError(
+            f"{path.name} is nothing that torch wrote", where=str(path), next="give a .pt2, TorchScript or torch.save file"
+        )
+    if kind == "state_dict":
+        raise InputError(f"{path.name} holds weights only", where=str(path), next=WEIGHTS)
+    if not allow_pickle:
+        raise InputError(f"{path.name} is {CODE[kind]}; nothing of it was run", where=str(path), next=TRUST)
+    require_torch()
+    if kind == "pt2":
+        return _open_program(path, examples, input_specs, dynamic, state)
+    module = _scripted(path) if kind == "torchscript" else _pickled(path)
+    format = "torchscript" if kind == "torchscript" else "torch"
+    what = getattr(module, "original_name", "") or type(module).__name__
+    return source_from_module(module, examples, input_specs, dynamic, state, what, path, format, [path])
+
+
+def _scripted(path: Path) -> torch.nn.Module:
+    import torch
+
+    try:
+        with warnings.catch_warnings(), printing_to_stderr():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, and its archives are about
+            return torch.jit.load(str(path), map_location="cpu")
+    except Exception as error:
+        raise InputError(f"{path.name} cannot be loaded: {short(error)}", where=str(path)) from error
+
+
+def _pickled(path: Path) -> torch.nn.Module:
+    """The one module that a pickle holds, itself or beside other things in a dict."""
+    import torch
+
+    with printing_to_stderr():
+        made = unpickled(path)
+    if isinstance(made, torch.nn.Module):
+        return made
+    inside = {str(k): v for k, v in made.items() if isinstance(v, torch.nn.Module)} if isinstance(made, Mapping) else {}
+    if len(inside) != 1:
+        held = f"{len(inside)} modules ({', '.join(inside)})" if inside else f"no module, a {type(made).__name__}"
+        raise InputError(
+            f"{path.name} holds {held}; expected one",
+            where=str(path),
+            next=f"save the module that is meant; or, if it holds {WEIGHTS}",
+        )
+    return next(iter(inside.values()))
+
+
+# --- exported programs ------------------------------------------------------------------------------------------------
+
+
+def _open_program(
+    path: Path,
+    examples: Sequence[Any],
+    specs: Sequence[TensorSpec],
+    dynamic: DynamicSizes | None,
+    state: Mapping[str, str] | None,
+) -> TorchSource:
+    import torch
+
+    try:
+        with warnings.catch_warnings(), printing_to_stderr():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(str(path))
+            module = program.module()
+    except Exception as error:
+        raise InputError(
+            f"{path.name} cannot be loaded: {short(error)}",
+            where=where_raised(error, str(path)),
+            next="export it again with this torch",
+        ) from error
+    what = path.stem
+    _require_unchanging(program, path)
+    plan = _plan_of(program, path)
+    bound = [_flat_example(program, plan, example, path) for example in examples] or _own_example(program, plan, specs, what)
+    folder = tempfile.TemporaryDirectory(prefix="porting-torch-")
+    try:
+        outputs = graph_outputs(module, plan, bound, what)
+        require_deterministic(module, plan, bound[0], what)
+        require_state(state, plan.names, list(outputs.values()))
+        captured, free = _named_sizes(program, plan, specs, dynamic)
+        exported = require_translated(captured, plan.names, list(outputs.values()), Path(folder.name), what)
+        try:
+            exported.tried = try_sizes(module, plan, bound[0], free, exported.path, what, {})
+        except SizeFixed as error:
+            raise UnsupportedModel(
+                f"the graph made of {path.name} does not hold at {error.sizes}: {error.why}",
+                where=str(path),
+                next="export it with fixed sizes",
+            ) from error
+        return TorchSource(
+            module,
+            plan,
+            bound,
+            outputs,
+            exported,
+            folder,
+            name=what,
+            path=path,
+            format="torch-export",
+            files=[path],
+            facts=facts_of(exported, plan, free, None),
+            accounting=accounting_of(module, exported, None),
+            state=state,
+        )
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+def _require_unchanging(program: Any, path: Path) -> None:
+    signature = program.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if changed:
+        raise InputError(
+            f"{path.name} changes in place: {', '.join(changed)}",
+            where=str(path),
+            next="take it as an input and return it as an output",
+        )
+
+
+def _plan_of(program: Any, path: Path) -> CallPlan:
+    """How the program is called, its inputs named as torch.export named them."""
+    from torch.utils import _pytree as pytree
+
+    from .torch_calls import Slot
+
+    names = [name for name in program.graph_signature.user_inputs]
+    if not all(isinstance(name, str) for name in names):
+        raise UnsupportedModel(
+            f"{path.name} takes numbers or None beside tensors: {names}",
+            where=str(path),
+            next="export a module that takes tensors only",
+        )
+    args, kwargs = pytree.tree_unflatten([Slot(name) for name in names], program.call_spec.in_spec)
+    return CallPlan(tuple(names), tuple(args), kwargs, {})
+
+
+def _flat_example(program: Any, plan: CallPlan, example: Any, path: Path) -> dict[str, torch.Tensor]:
+    """A user's example, by flat name, or as the positional arguments."""
+    from torch.utils import _pytree as pytree
+
+    if isinstance(example, Mapping):
+        if set(example) == {f"arr_{i}" for i in range(len(plan.names))}:
+            example = {name: example[f"arr_{i}"] for i, name in enumerate(plan.names)}
+        if set(example) != set(plan.names):
+            raise InputError(
+                f"the example gives {', '.join(map(str, example))}, the program takes {', '.join(plan.names)}",
+                where="inputs",
+                next="give one array for each",
+            )
+        return {name: tensor_from_array(example[name], name) for name in plan.names}
+    leaves = pytree.tree_leaves(example)
+    if len(leaves) != len(plan.names):
+        raise InputError(
+            f"the example has {len(leaves)} arrays, the program takes {len(plan.names)}: {', '.join(plan.names)}",
+            where="inputs",
+        )
+    return {name: tensor_from_array(leaf, name) for name, leaf in zip(plan.names, leaves, strict=True)}
+
+
+def _own_example(program: Any, plan: CallPlan, specs: Sequence[TensorSpec], what: str) -> list[dict[str, torch.Tensor]]:
+    """The example in the file; else inputs generated from the specs, or from what the program says of its inputs."""
+    from torch.utils import _pytree as pytree
+
+    if program.example_inputs is not None:
+        leaves = pytree.tree_leaves(program.example_inputs)
+        if len(leaves) == len(plan.names):
+            return [{name: tensor_from_array(leaf, name) for name, leaf in zip(plan.names, leaves, strict=True)}]
+    from porting.feeds import find_cases
+
+    from .torch_checks import run_eager
+
+    specs = list(specs) or [
+        TensorSpec(
+            name,
+            array_from_tensor(value.new_empty(0)).dtype.name,
+            tuple(d if isinstance(d, int) else str(d) for d in value.shape),
+        )
+        for name, value in _values(program, plan).items()
+    ]
+
+    def run(feeds: Mapping[str, Any]) -> Any:
+        return run_eager(program.module(), plan, {n: tensor_from_array(a, n) for n, a in feeds.items()}, what)
+
+    return [{n: tensor_from_array(a, n) for n, a in feeds.items()} for feeds in find_cases(specs, run, wanted=1).feeds.values()]
+
+
+def _values(program: Any, plan: CallPlan) -> dict[str, Any]:
+    """What torch knows of each input without its values."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    return {name: values[name] for name in plan.names}
+
+
+def _named_sizes(
+    program: Any, plan: CallPlan, specs: Sequence[TensorSpec], dynamic: DynamicSizes | None
+) -> tuple[Captured, dict[str, dict[int, str]]]:
+    """The program with the user's names for its free sizes, and those sizes. raises: UsageError for a name of a size that is fixed"""
+    wanted: dict[str, dict[int, str]] = {
+        spec.name: {axis: d for axis, d in enumerate(spec.shape) if isinstance(d, str)} for spec in specs
+    }
+    for name, axes in (dynamic or {}).items():
+        pairs = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
+        wanted.setdefault(name, {}).update({axis: label for axis, label in pairs if label is not None})
+    values = _values(program, plan)
+    captured = Captured(program)
+    for name, named in wanted.items():
+        for axis, label in named.items():
+            value = values.get(name)
+            if value is None or not -value.dim() <= axis < value.dim() or isinstance(value.shape[axis], int):
+                raise UsageError(
+                    f"axis {axis} of {name} is no free size of the program",
+                    where="dynamic",
+                    next="export the program with that size free",
+                )
+            captured.symbols.setdefault(str(value.shape[axis].node.expr), label)
+    free: dict[str, dict[int, str]] = {}
+    for name, value in values.items():
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, int):
+                symbol = str(size.node.expr)
+                free.setdefault(name, {})[axis] = captured.symbols.setdefault(
+                    symbol, f"{name}_{axis}" if symbol.isidentifier() else symbol
+                )
+    return captured, free

@@ -1,0 +1,164 @@
+"""Whether free sizes are really free: the exported graph beside the module, on sizes that neither exporter saw.
+
+torch.export fixes what Python decided by a size (`if x.shape[1] > 5`), with a guard that ONNX cannot hold; the TorchScript exporter fixes it
+without a word. Either way the graph gives something else than the module once the answer changes, and that shows when both are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from porting.errors import DeviceUnavailable, InputError, PortingError
+
+from .torch_calls import CallPlan, array_from_tensor, tensor_from_array
+from .torch_capture import Dynamic
+from .torch_checks import run_eager
+
+if TYPE_CHECKING:
+    import torch
+
+# A graph that took another branch differs by about its whole output; ties that fall the other way and rounding by little.
+# What precision a port keeps is measured by its validation, with bounds of its own.
+ANOTHER = 0.05  # of the norm of the output; of the number of elements where they are integers
+RUNS = 16
+NOISE = 0.01  # of the spread of an input: repeated rows would tie
+
+
+class SizeFixed(Exception):
+    """The graph gives something else than the module at these sizes."""
+
+    def __init__(self, why: str, sizes: Mapping[str, int]) -> None:
+        super().__init__(why)
+        self.why = why
+        self.sizes = dict(sizes)
+
+
+def try_sizes(
+    function: Any,
+    plan: CallPlan,
+    tensors: Mapping[str, torch.Tensor],
+    dynamic: Dynamic,
+    path: Path,
+    what: str,
+    least: Mapping[str, int],
+) -> list[dict[str, int]] | None:
+    """Run the module and its graph at other sizes than the example's.
+
+    returns: the sizes that the module takes, and at which the graph agrees; None where onnxruntime is not installed
+    raises:  SizeFixed
+    """
+    base = sizes_of(tensors, dynamic)
+    if not base:
+        return []
+    from porting.original_onnx import OnnxOriginal
+
+    try:
+        graph = OnnxOriginal(path)
+    except DeviceUnavailable:
+        return None
+    except PortingError as error:
+        raise SizeFixed(f"onnxruntime does not load the graph: {error.what}", base) from error
+    held: list[dict[str, int]] = []
+    runs = 0
+    try:
+        for sizes in _candidates(base, least, held):
+            if runs >= RUNS:
+                break
+            other = resized(tensors, dynamic, sizes)
+            runs += 1
+            try:
+                expected = run_eager(function, plan, other, what)
+            except InputError:
+                continue  # the module itself does not take them
+            _require_like({name: array_from_tensor(t) for name, t in expected.items()}, graph, other, sizes)
+            held.append(sizes)
+    finally:
+        graph.close()
+    return held
+
+
+def sizes_of(tensors: Mapping[str, torch.Tensor], dynamic: Dynamic) -> dict[str, int]:
+    """Name of each free size -> its value in an example."""
+    return {name: tensors[key].shape[axis] for key, axes in dynamic.items() for axis, name in axes.items()}
+
+
+def resized(tensors: Mapping[str, torch.Tensor], dynamic: Dynamic, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """The example with other sizes: cut, or repeated with a little noise on floats."""
+    changed = {}
+    for key, tensor in tensors.items():
+        array = array_from_tensor(tensor)
+        for axis, name in dynamic.get(key, {}).items():
+            if array.shape[axis] != sizes[name]:
+                array = np.take(array, np.arange(sizes[name]) % max(array.shape[axis], 1), axis=axis)
+        if array.shape != tuple(tensor.shape) and array.dtype.kind == "f":
+            noise = np.random.default_rng(len(key)).standard_normal(array.shape)
+            array = (array + noise * NOISE * float(array.astype(np.float64).std() if array.size else 0)).astype(array.dtype)
+        changed[key] = tensor_from_array(array, key)
+    return changed
+
+
+def _candidates(
+    base: Mapping[str, int], least: Mapping[str, int], held: Sequence[Mapping[str, int]]
+) -> Iterator[dict[str, int]]:
+    """Sizes to try, the telling ones first: one more (another parity), one, and all alike or in the other order.
+
+    held: those that the module took so far; for a size that it took at one value only, larger steps follow
+    """
+    seen = [dict(base)]
+
+    def fresh(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
+        if sizes not in seen and min(sizes.values()) > 0:
+            seen.append(sizes)
+            yield sizes
+
+    names = list(base)
+    for change in (
+        lambda n: base[n] + 1,
+        lambda n: 1,
+        lambda n: least.get(n, 2) - 1,
+        lambda n: base[n] - 1,
+        lambda n: 2 * base[n],
+    ):
+        for name in names:
+            yield from fresh({**base, name: change(name)})
+    yield from fresh(dict.fromkeys(names, max(base.values())))
+    yield from fresh(dict(zip(names, sorted(base.values()), strict=True)))
+    yield from fresh(dict(zip(names, sorted(base.values(), reverse=True), strict=True)))
+    yield from fresh({n: base[n] + 1 for n in names})
+    for step in (8, 16, 32, 64):
+        for name in names:
+            if all(sizes[name] == base[name] for sizes in held):
+                yield from fresh({**base, name: base[name] + step})
+
+
+def _require_like(
+    expected: Mapping[str, np.ndarray], graph: Any, feeds: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+) -> None:
+    try:
+        got = graph.run({name: array_from_tensor(tensor) for name, tensor in feeds.items()})
+    except PortingError as error:
+        raise SizeFixed(f"onnxruntime cannot run the graph there: {error.what}", sizes) from error
+    for name, reference in expected.items():
+        value = np.asarray(got[name])
+        if value.shape != reference.shape:
+            raise SizeFixed(f"{name} has shape {list(value.shape)} there, the module's has {list(reference.shape)}", sizes)
+        share = _difference(value, reference)
+        if not share <= ANOTHER:
+            raise SizeFixed(f"{name} differs from the module's by {share:.0%} there", sizes)
+
+
+def _difference(value: np.ndarray, reference: np.ndarray) -> float:
+    """Relative difference in the Euclidean norm; of integers the share of elements that differ. NaN counts where only one has it."""
+    if not reference.size:
+        return 0.0
+    if reference.dtype.kind in "biu":
+        return float(np.mean(value != reference))
+    a, b = value.astype(np.float64), reference.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if not np.isfinite(a[~same]).all() or not np.isfinite(b[~same]).all():
+        return 1.0
+    return float(np.linalg.norm((a - b)[~same]) / max(np.linalg.norm(b[np.isfinite(b)]), np.finfo(np.float32).tiny))
