@@ -20,7 +20,8 @@ def missing_kernels(runtime: Any, program: Program, provider: str) -> list[Unsup
     A node is tried in a session of its own without optimisations, one per distinct (operator, version, dtypes). What it cannot
     see: nodes with an input of unknown dtype (behind operators without type inference, mostly com.microsoft), kernels that
     refuse an attribute or a shape, and on an accelerator nodes that only the CPU can run. `prepare` refuses those.
-    The branches of an `If` with a constant condition are left alone: onnxruntime may drop one of them first.
+    The branches of an `If` with a constant condition are left alone: onnxruntime may drop one of them first. Other nodes may go that way
+    too, folded or fused, so a model that onnxruntime takes as a whole has none of these.
 
     raises: InputError for a model that cannot be read
     """
@@ -52,7 +53,25 @@ def missing_kernels(runtime: Any, program: Program, provider: str) -> list[Unsup
                 given = ", ".join(onnx.TensorProto.DataType.Name(t).lower() for t in types if t)
                 reason = f"{tried[signature]} (opset {version}, inputs {given})"
                 found.append(Unsupported(node_label(node), node.op_type, _domain(node.domain), reason))
-    return found
+    return [] if found and _takes(runtime, program, provider) else found
+
+
+def _takes(runtime: Any, program: Program, provider: str) -> bool:
+    """Whether onnxruntime makes a session of the whole model, optimisations included."""
+    options = _quiet(runtime)
+    try:
+        model = program.model if isinstance(program.model, bytes) else str(program.model)
+        runtime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+    except Exception:  # `prepare` says why, in our words
+        return False
+    return True
+
+
+def _quiet(runtime: Any) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return options
 
 
 def _infer_dtypes(model: onnx.ModelProto) -> None:
@@ -99,9 +118,7 @@ def _refusal(runtime: Any, model: onnx.ModelProto, node: onnx.NodeProto, types: 
         onnx.helper.make_graph([node], "one", inputs, outputs), opset_imports=model.opset_import, ir_version=model.ir_version
     )
     single.functions.extend(model.functions)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
+    options = _quiet(runtime)
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         runtime.InferenceSession(single.SerializeToString(), options, providers=[provider], enable_fallback=0)
