@@ -15,13 +15,14 @@ from typing import Any, Protocol
 from porting.conversion import LANGUAGE_MODEL, Canonical, canonical_graph
 from porting.errors import EvidenceUnavailable, InputError, UsageError
 from porting.golden import Golden, ModelIdentity
+from porting.graph_judgement import judgement_of_graph
 from porting.inputs import cases_of
 from porting.language_validation import LanguageJudgement
 from porting.port_folder import EVIDENCE, MANIFEST, Port, open_port
 from porting.progress import silent
 from porting.reference import GoldenReference, PortReference, UpstreamReference
 from porting.sources import opened
-from porting.types import Checkpoint, GraphSource, is_checkpoint
+from porting.types import Checkpoint, GraphSource, is_checkpoint, is_graph
 from porting.upstream import upstream_version
 from porting.verdict import Verdict
 
@@ -53,6 +54,8 @@ def judgement_of_source(canonical: Canonical, inputs: Sequence[Path]) -> Judgeme
         require_upstream()
         cases = cases_of(source.config, source.side_files().get("tokenizer.json"), inputs)
         return LanguageJudgement(UpstreamReference(source, cases), source)
+    if is_graph(source):
+        return judgement_of_graph(canonical, source, inputs)
     raise NotImplementedError
 
 

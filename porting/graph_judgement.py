@@ -1,0 +1,153 @@
+"""A graph and what it is held against: the untouched model with inputs for it, or a golden."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from porting.conversion import Canonical, graph_config
+from porting.dtypes import dtype_of
+from porting.errors import InputError
+from porting.feeds import Cases, cases_from_npz, find_cases, require_feeds
+from porting.golden import Golden, ModelIdentity
+from porting.graph_reference import GraphReference, OriginalReference
+from porting.graph_validation import judge_graph
+from porting.identity import graph_hash
+from porting.port_folder import Port
+from porting.progress import silent
+from porting.state import batch_place, state_buffers
+from porting.types import GraphSource, Program, StatePair, StateSpec, TensorSpec
+from porting.verdict import Verdict, printable
+
+
+class GraphJudgement:
+    """A reference for ports of kind "graph".
+
+    config: as port.json has it: inputs and outputs tell one model from another, the numbers show the rest
+    """
+
+    def __init__(self, reference: GraphReference, config: Mapping[str, Any]) -> None:
+        self.reference = reference
+        self.description = reference.description
+        self._config = config
+
+    def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """raises: InputError for a model with other inputs or outputs"""
+        if graph_hash(config) == graph_hash(self._config):
+            return
+        differing = [
+            f"{what}: expected {printable(str(self._config[what]), 200)}, got {printable(str(config[what]), 200)}"
+            for what in ("inputs", "outputs")
+            if config[what] != self._config[what]
+        ]
+        raise InputError(
+            f"the reference is another model: {'; '.join(differing)}",
+            where=self.description,
+            next="validate against the port's own source or golden",
+        )
+
+    def prepare(self) -> None:
+        self.reference.prepare()
+
+    def judge(self, port: Port, device: str, *, command: str = "validate", progress: Any = silent) -> Verdict:
+        """raises: InputError (another model, inputs that show nothing), DeviceUnavailable"""
+        self.require_model(str(port.manifest["architecture"]), port.manifest["config"])
+        return judge_graph(port, self.reference, device, command=command, progress=progress)
+
+    def golden(self, identity: ModelIdentity, device: str = "cpu") -> Golden:
+        raise NotImplementedError
+
+
+def judgement_of_graph(canonical: Canonical, source: GraphSource, inputs: Sequence[Path]) -> GraphJudgement:
+    """The untouched model, with the user's inputs, or generated ones. raises: InputError when nothing fits it"""
+    pairs = canonical.graph.state.pairs
+    reference = OriginalReference(
+        source.original,
+        cases_for(source, inputs, pairs),
+        source.inputs,
+        source.outputs,
+        pairs,
+        source.onnx_path,
+    )
+    return GraphJudgement(reference, graph_config(source))
+
+
+def cases_for(source: GraphSource, inputs: Sequence[Path], pairs: Sequence[StatePair]) -> Cases:
+    """What a graph is validated on.
+
+    The user's examples, and each of them stretched along each free dimension; without any, generated inputs that the original takes.
+    State that an example leaves out is zeros.
+    raises: InputError for examples that do not fit, and where no generated input does
+    """
+    original = source.original()
+    try:
+        if source.examples:
+            given = {f"example{i}": dict(feeds) for i, feeds in enumerate(source.examples)}
+        elif inputs:
+            hidden = {pair.input for pair in pairs}
+            without_state = [spec for spec in source.inputs if spec.name not in hidden]
+            given = {name: dict(feeds) for name, feeds in _read(inputs, source.inputs, without_state).items()}
+        else:
+            return find_cases(source.inputs, original.run)
+        complete = {name: with_state(feeds, source, pairs) for name, feeds in given.items()}
+        for name, feeds in complete.items():
+            require_feeds(feeds, source.inputs, name)
+            original.run(feeds)  # the user's own inputs have to run
+        return stretched(complete, source.inputs, original)
+    finally:
+        original.close()
+
+
+def _read(inputs: Sequence[Path], specs: Sequence[TensorSpec], without_state: Sequence[TensorSpec]) -> Mapping[str, Any]:
+    """The cases of the user's files, whether they hold state or not."""
+    try:
+        return cases_from_npz(inputs, without_state).feeds
+    except InputError:
+        return cases_from_npz(inputs, specs).feeds
+
+
+def with_state(feeds: Mapping[str, Any], source: GraphSource, pairs: Sequence[StatePair]) -> dict[str, Any]:
+    """`feeds` with zeros for the state that it leaves out. raises: InputError for state whose size nothing settles"""
+    missing = [pair.input for pair in pairs if pair.input not in feeds]
+    if not missing:
+        return dict(feeds)
+    program = Program(b"", source.inputs, source.outputs, StateSpec(tuple(pairs)))
+    place = batch_place(program, tuple(spec for spec in source.inputs if spec.name in feeds))
+    batch = 1 if place is None else int(np.shape(feeds[place[0]])[place[1]])
+    buffers = state_buffers(program, 0, batch)
+    return {**feeds, **{name: np.zeros(buffers[name].shape, buffers[name].dtype) for name in missing}}
+
+
+def stretched(given: Mapping[str, Mapping[str, Any]], specs: Sequence[TensorSpec], original: Any) -> Cases:
+    """The given cases, and the first of them repeated once along each free dimension in turn, where the original takes that.
+
+    What is repeated stays what the model is meant for, which random numbers of another size would not be.
+    """
+    first = next(iter(given.values()))
+    symbols = dict.fromkeys(dim for spec in specs for dim in spec.shape if isinstance(dim, str))
+    cases, only = dict(given), []
+    for symbol in symbols:
+        sizes = {np.shape(feeds[s.name])[s.shape.index(symbol)] for feeds in given.values() for s in specs if symbol in s.shape}
+        if len(sizes) > 1:
+            continue
+        longer = {spec.name: _repeated(first[spec.name], spec, symbol) for spec in specs}
+        try:
+            original.run(longer)
+            cases[f"{next(iter(given))}, {printable(symbol)} doubled"] = longer
+        except Exception as error:
+            if not isinstance(error, InputError):
+                raise
+            only.append(f"{symbol} = {next(iter(sizes))}")
+    return Cases(cases, {}, tuple(only))
+
+
+def _repeated(value: Any, spec: TensorSpec, symbol: str) -> Any:
+    if symbol not in spec.shape or not isinstance(value, np.ndarray):
+        return value
+    array = value
+    for axis in [axis for axis, dim in enumerate(spec.shape) if dim == symbol]:
+        array = np.concatenate([array, array], axis)
+    return np.ascontiguousarray(array, dtype_of(spec.dtype) if spec.dtype != "string" else None)
