@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porting import checked_json
-from porting import golden as goldens
+from porting import golden_file as goldens
 from porting.errors import InputError
 from porting.golden import Golden, GoldenCase, ModelIdentity
 from porting.numerics.sketch import estimate_difference, sketch
