@@ -56,7 +56,7 @@ def _of_graph(source: GraphSource) -> dict[str, Any]:
     for body in (graph, *graph.subgraphs()):
         for value in body.initializers.values():
             if (tensor := value.const_value) is not None:
-                count[dtype := str(tensor.dtype)] += 1
+                count[dtype := tensor.dtype.short_name().upper()] += 1
                 parameters[dtype] += tensor.size
                 size[dtype] += tensor.nbytes
     covered, reason = True, ""
@@ -72,9 +72,31 @@ def _of_graph(source: GraphSource) -> dict[str, Any]:
         "facts": dict(source.facts),
         "inputs": [str(i) for i in source.inputs],
         "outputs": [str(o) for o in source.outputs],
+        "state_candidates": state_candidates(source),
         "operators": dict(sorted(operators.items())),
         **_fits({"source": sum(size.values())}),
     }
+
+
+def state_candidates(source: GraphSource) -> list[str]:
+    """INPUT=OUTPUT pairs that look like state: one dtype, one rank, no fixed size that differs, and a name of the one in the other's.
+
+    A guess for the user to confirm: nothing is kept between runs unless --state says so.
+    """
+    pairs = []
+    for given in source.inputs:
+        fits = [
+            out.name
+            for out in source.outputs
+            if out.dtype == given.dtype
+            and len(out.shape) == len(given.shape) > 1
+            and all(
+                not (isinstance(a, int) and isinstance(b, int)) or a == b for a, b in zip(out.shape, given.shape, strict=True)
+            )
+            and given.name.lower().removesuffix("0") in out.name.lower()
+        ]
+        pairs += [f"{given.name}={fits[0]}"] if len(fits) == 1 else []
+    return pairs
 
 
 def _description(

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from porting.errors import CheckpointError, InputError, UnsupportedModel
+from porting.errors import CheckpointError, InputError
 from porting.port_folder import MANIFEST
 from porting.types import Checkpoint
 
@@ -15,13 +15,11 @@ from .folder import CONFIG, FolderCheckpoint
 
 GGUF_MAGIC = b"GGUF"
 MODULES = "modules.json"  # of sentence-transformers
-COVERED = "covered: a Hugging Face or sentence-transformers folder (*.safetensors or pytorch_model.bin), a .gguf file"
-NOT_YET = {
-    ".onnx": "an ONNX file",
-    ".pt": "a torch checkpoint without config.json",
-    ".pth": "a torch checkpoint without config.json",
-    ".pt2": "an exported torch program",
-}
+COVERED = (
+    "covered: a Hugging Face or sentence-transformers folder (*.safetensors or pytorch_model.bin), a .gguf file, an .onnx file, "
+    "a torch module by --model package.module:factory, a .pt2 or TorchScript file"
+)
+TORCH_SUFFIXES = (".pt", ".pth", ".pt2", ".jit", ".ts", ".ckpt")
 WEIGHTS_ALONE = (".safetensors", ".bin")
 
 
@@ -29,8 +27,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """The checkpoint at `source`: a folder with config.json, a .gguf file, or a folder with one .gguf and no config.json.
 
     A file's first bytes decide over its name where they can.
-    raises: InputError (missing, not readable, no kind of model, weights without their folder), UnsupportedModel (a kind that is
-            not covered yet), CheckpointError (the right kind, and damaged)
+    raises: InputError (missing, not readable, no kind of model, weights without their folder or their code),
+            CheckpointError (the right kind, and damaged)
     """
     if not str(source):
         raise InputError("no model was named: the path is empty", next=COVERED)
@@ -117,6 +115,10 @@ def _open_file(path: Path) -> Checkpoint:
             where=str(path),
             next=f"give the folder: {path.parent}" if os.path.exists(path.parent / CONFIG) else f"put its {CONFIG} beside it",
         )
-    if suffix in NOT_YET:
-        raise UnsupportedModel(f"{path.name} is {NOT_YET[suffix]}, which is not covered yet", where=str(path), next=COVERED)
+    if suffix in TORCH_SUFFIXES:
+        raise InputError(
+            f"{path.name} holds no program (no TorchScript, no exported program, no pickled module): weights alone need the code of their module",
+            where=str(path),
+            next=f"--model package.module:factory --weights {path.name}",
+        )
     raise InputError(f"{path.name} is no model that is known: it begins with {start!r}", where=str(path), next=COVERED)

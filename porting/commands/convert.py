@@ -75,7 +75,7 @@ def command(
         f"  tensors  {len(m['tensors']['used'])} used, {len(m['tensors']['dropped'])} dropped",
         f"  weights  {options.size(held['written_bytes'])} written, {options.size(held['linked_bytes'])} linked",
         *[f"  not linked: {name}: {reason}" for name, reason in held["not_linked"].items()],
-        f"  next: porting validate {port.path} --against {source.text}",
+        f"  next: porting validate {port.path} {source.reference(weights_file)}",
     ]
     options.emit(result, as_json, "\n".join(lines))
     return 0

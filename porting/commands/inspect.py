@@ -48,9 +48,22 @@ def _text(found: dict[str, Any]) -> str:
         "",
         table(("config", "value"), [(k, str(v)) for k, v in found["config"].items()]),
         "",
-        f"carried over: {', '.join(found['side_files']) or 'nothing (no tokenizer)'}",
+        *_interface(found),
     ]
     return "\n".join(lines)
+
+
+def _interface(found: dict[str, Any]) -> list[str]:
+    from porting.verdict import printable
+
+    if "inputs" not in found:
+        return [f"carried over: {', '.join(found['side_files']) or 'nothing (no tokenizer)'}"]
+    operators = ", ".join(f"{name} {count}" for name, count in found["operators"].items())
+    lines = [*(f"input   {spec}" for spec in found["inputs"]), *(f"output  {spec}" for spec in found["outputs"])]
+    if found["state_candidates"]:
+        pairs = " ".join(f"--state {pair}" for pair in found["state_candidates"])
+        lines.append(f"looks like state that a session could keep: {pairs}")
+    return [printable(line, 200) for line in (*lines, f"operators: {operators}")]
 
 
 def _fits(targets: list[str]) -> str:

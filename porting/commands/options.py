@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,11 +114,14 @@ class Named:
         """Whether SOURCE is a port: a folder with port.json."""
         return self.model is None and self.source is not None and (Path(self.source) / "port.json").is_file()
 
-    @property
-    def text(self) -> str:
-        """As the user would type it again."""
-        given = self.source if self.model is None else f"--model {self.model}"
-        return " ".join([str(given), *(f"--state {pair}" for pair in self.state_pairs)])
+    def reference(self, weights: str | None) -> str:
+        """The options by which `porting validate` takes this source as its reference."""
+        given = ["--against", str(self.source)] if self.model is None else ["--model", self.model]
+        given += ["--weights", weights] if self.model is not None and weights else []
+        given += [part for text in self.input_specs for part in ("--input", text)]
+        given += [part for pair in self.state_pairs for part in ("--state", pair)]
+        given += ["--allow-pickle"] if self.allow_pickle else []
+        return shlex.join(given if self.strict else [*given, "--no-strict"])
 
     @contextmanager
     def opened(self, weights_file: str | None = None, inputs: Sequence[Path] = ()) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from porting.converters.checkpoints import open as open_module
 from porting.converters.checkpoints.folder import FolderCheckpoint
 from porting.converters.checkpoints.open import open_checkpoint
-from porting.errors import CheckpointError, InputError, PortingError, UnsupportedModel, UsageError
+from porting.errors import CheckpointError, InputError, PortingError, UsageError
 from porting.types import Checkpoint
 from porting.weights import source_stream
 from tests.unprivileged import as_unprivileged, open_folder
@@ -474,10 +474,9 @@ def test_a_tokenizer_is_not_guessed(tmp_path):
         ("model.safetensors", b"x", InputError, "one file of a model: the folder with config.json and the weights is needed"),
         ("pytorch_model.bin", b"PK\3\4", InputError, "one file of a model: the folder"),
         ("config.json", b"{}", InputError, "one file of a model: the folder"),
-        ("model.onnx", b"x", UnsupportedModel, "is an ONNX file, which is not covered yet"),
-        ("model.pt", b"PK\3\4", UnsupportedModel, "is a torch checkpoint without config.json, which is not covered yet"),
-        ("model.PTH", b"", UnsupportedModel, "not covered yet"),
-        ("model.pt2", b"PK\3\4", UnsupportedModel, "is an exported torch program, which is not covered yet"),
+        ("model.pt", b"PK\3\4", InputError, "weights alone need the code of their module"),
+        ("model.PTH", b"", InputError, "--model package.module:factory --weights model.PTH"),
+        ("model.pt2", b"PK\3\4", InputError, "holds no program"),
         ("model.gguf", b"GGML1234", CheckpointError, "expected it to begin with b'GGUF', got b'GGML'"),
         ("model.gguf", b"", CheckpointError, "expected it to begin with b'GGUF', got b''"),
         ("notes.txt", b"hello", InputError, "is no model that is known: it begins with b'hell'"),
