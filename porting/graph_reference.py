@@ -13,7 +13,7 @@ import numpy as np
 from porting.branches import branches_of
 from porting.errors import InputError, PortingError
 from porting.feeds import Cases
-from porting.graph_runs import Run, Runs, carried_runs, chunked, execute, flat, plain_runs
+from porting.graph_runs import Part, Run, Runs, carried_runs, chunked, execute, flat, plain_runs, run_of
 from porting.noisy_original import NoisyOriginal
 from porting.onnx_facts import Conditional, conditionals, valued_names
 from porting.original_onnx import OnnxOriginal
@@ -31,14 +31,16 @@ OTHER_INPUTS = "use inputs on which the model shows what it does: --inputs x.npz
 class Difference:
     """A port's output against the reference's.
 
-    value:   relative L2 error; of exact outputs the number of elements that differ
-    where:   the place of the largest
-    problem: why both cannot be compared, "" when they can
+    value:     relative L2 error; of exact outputs the number of elements that differ
+    where:     the place of the largest
+    problem:   why both cannot be compared, "" when they can
+    undecided: why the difference may be there in a right port, "" when it may not
     """
 
     value: float
     where: str
     problem: str = ""
+    undecided: str = ""
 
 
 class Expected(Protocol):
@@ -183,9 +185,10 @@ class OriginalReference:
             except PortingError as error:
                 not_reached[branch.name] = printable(error.what)
                 continue
-            for name, feeds in self.cases.feeds.items():
+            for name in self.cases.feeds:
                 try:
-                    found = self._recorded(original, Run(f"{branch.name}, {name}", (feeds,), forced=branch.forced))
+                    run = run_of(f"{branch.name}, {name}", [Part(name)], self.cases.feeds, branch.forced)
+                    found = self._recorded(original, run)
                     require_informative_outputs([found], set())
                     self.recorded.append(found)
                     break
@@ -221,9 +224,9 @@ def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[Stat
     path: the graph to measure on. raises: InputError, RuntimeFailed, OutOfResources
     """
     models: dict[str, NoisyOriginal] = {}
-    plain = {id(one.run.steps[0]): one for one in recorded if not one.run.forced and not one.run.start}
+    plain = {one.run.parts[0].case: one for one in recorded if not one.run.forced and not one.run.start}
     for one in recorded:
-        natural = plain.get(id(one.run.steps[0]))
+        natural = plain.get(one.run.parts[0].case)
         if one.run.forced and natural is not None and _same(one, natural):  # the branch that the inputs take anyway
             one.steps, one.noise = natural.steps, natural.noise
             continue

@@ -23,19 +23,54 @@ class Runs(Protocol):
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """Where the feeds of a step come from: a case, without the state that a run carries, or a piece of it.
+
+    cut: input name -> (axis, start, stop)
+    """
+
+    case: str
+    without: tuple[str, ...] = ()
+    cut: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def feeds(self, cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        given = {name: value for name, value in cases[self.case].items() if name not in self.without}
+        for name, (axis, start, stop) in self.cut.items():
+            given[name] = np.ascontiguousarray(np.take(given[name], range(start, stop), axis))
+        return given
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One or more steps.
+    """One or more steps; made by `run_of`.
 
-    steps:  feeds of each, state included unless it is carried
-    start:  the state before the first step, by input name; then each step's state is what the one before gave. Empty: nothing is carried
+    parts:  where the feeds of each step come from
+    steps:  those feeds, state included unless it is carried
+    start:  the state before the first step, zeros by input name; then each step's state is what the one before gave. Empty: nothing is
+            carried
     forced: If node -> branch
     """
 
     name: str
+    parts: tuple[Part, ...]
     steps: tuple[Mapping[str, Any], ...]
     start: Mapping[str, np.ndarray] = field(default_factory=dict)
     forced: Mapping[str, bool] = field(default_factory=dict)
+
+
+def run_of(
+    name: str, parts: Sequence[Part], cases: Mapping[str, Mapping[str, Any]], forced: Mapping[str, bool] | None = None
+) -> Run:
+    """A run on these cases; what its parts leave out is state, and is carried. raises: InputError for state without an array"""
+    first = parts[0]
+    missing = [n for n in first.without if n not in cases[first.case]]
+    if missing:
+        raise InputError(
+            f"case {first.case!r} has no state {missing[0]!r}: its shape is not known", where="inputs for validation"
+        )
+    start = {n: np.zeros_like(cases[first.case][n]) for n in first.without}
+    return Run(name, tuple(parts), tuple(part.feeds(cases) for part in parts), start, dict(forced or {}))
 
 
 def execute(model: Runs, run: Run, pairs: Sequence[StatePair]) -> list[dict[str, Any]]:
@@ -62,7 +97,7 @@ def flat(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def plain_runs(cases: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-    return [Run(name, (feeds,)) for name, feeds in cases.items()]
+    return [run_of(name, [Part(name)], cases) for name in cases]
 
 
 def carried_runs(
@@ -74,16 +109,14 @@ def carried_runs(
     """Steps with the cases of one shape in turn, and where an axis of time can be cut, the longest case in as many pieces."""
     if not pairs:
         return []
-    hidden = {pair.input for pair in pairs}
-    alike: dict[str, list[Mapping[str, Any]]] = {}
-    for feeds in cases.values():
-        alike.setdefault(repr({n: np.shape(v) for n, v in feeds.items()}), []).append(feeds)
+    hidden = tuple(pair.input for pair in pairs)
+    alike: dict[str, list[str]] = {}
+    for case, feeds in cases.items():
+        alike.setdefault(repr({n: np.shape(v) for n, v in feeds.items()}), []).append(case)
     runs = []
     for number, group in enumerate(sorted(alike.values(), key=len, reverse=True)[:2]):
-        steps = [{n: v for n, v in feeds.items() if n not in hidden} for feeds in group]
-        while len(steps) < STEPS:
-            steps.append(steps[len(steps) % len(group)])
-        runs.append(Run(f"{len(steps)} steps, {number}", tuple(steps), _zeros(group[0], hidden)))
+        names = [*group, *(group[i % len(group)] for i in range(STEPS - len(group)))]
+        runs.append(run_of(f"{len(names)} steps, {number}", [Part(name, hidden) for name in names], cases))
     chunks = chunked(cases, inputs, outputs, pairs)
     return [*runs, *([chunks[1]] if chunks else [])]
 
@@ -98,11 +131,10 @@ def chunked(
 
     An axis of time is a free dimension, not the batch, that an input and an output share and no state has.
     """
-    hidden_in, hidden_out = {p.input for p in pairs}, {p.output for p in pairs}
-    roles = roles_of(inputs)
+    hidden_in, hidden_out = tuple(p.input for p in pairs), {p.output for p in pairs}
     of_state = {s for spec in inputs if spec.name in hidden_in for s in symbols(spec)}
     given = [spec for spec in outputs if spec.name not in hidden_out and not spec.dtype.startswith("sequence(")]
-    for symbol, role in roles.items():
+    for symbol, role in roles_of(inputs).items():
         axes = {spec.name: spec.shape.index(symbol) for spec in inputs if symbol in spec.shape and spec.name not in hidden_in}
         out = {spec.name: spec.shape.index(symbol) for spec in given if symbol in spec.shape}
         if role == "batch" or symbol in of_state or not axes or len(out) < len(given):
@@ -110,31 +142,9 @@ def chunked(
         name, axis = next(iter(axes.items()))
         longest = max(cases, key=lambda case: np.shape(cases[case][name])[axis])
         size = np.shape(cases[longest][name])[axis]
-        if size < STEPS:
-            continue
-        feeds = {n: v for n, v in cases[longest].items() if n not in hidden_in}
-        cuts = [size * i // STEPS for i in range(STEPS + 1)]
-        steps = tuple(
-            {n: np.ascontiguousarray(np.take(v, range(a, b), axes[n])) if n in axes else v for n, v in feeds.items()}
-            for a, b in pairwise(cuts)
-        )
-        start = _zeros(cases[longest], hidden_in)
-        return Run("whole", (feeds,), start), Run(f"{STEPS} chunks", steps, start), out
+        if size >= STEPS:
+            cuts = pairwise(size * i // STEPS for i in range(STEPS + 1))
+            parts = [Part(longest, hidden_in, {n: (axes[n], start, stop) for n in axes}) for start, stop in cuts]
+            whole = run_of("whole", [Part(longest, hidden_in)], cases)
+            return whole, run_of(f"{STEPS} chunks", parts, cases), out
     return None
-
-
-def _zeros(feeds: Mapping[str, Any], names: set[str]) -> dict[str, np.ndarray]:
-    missing = sorted(names - set(feeds))
-    if missing:
-        raise InputError(f"a case has no state {missing[0]!r}: its shape is not known", where="inputs for validation")
-    return {name: np.zeros_like(feeds[name]) for name in names}
-
-
-def batch_of(run: Run, inputs: Sequence[TensorSpec]) -> int:
-    """Rows of the state that a run starts from: the dimension called "batch", else dimension 0 where it is free."""
-    for spec in inputs:
-        if spec.name in run.start:
-            free = [a for a, d in enumerate(spec.shape) if d == "batch"] or [0] * (not isinstance(spec.shape[0], int))
-            if free:
-                return int(run.start[spec.name].shape[free[0]])
-    return 1

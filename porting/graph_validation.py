@@ -17,7 +17,7 @@ from porting.branches import ForcedPort, conditionals_of, folded, folded_check
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
 from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, Difference, GraphReference, Recorded, measure_noise, noise_of
-from porting.graph_runs import Run, batch_of, execute, flat
+from porting.graph_runs import Run, execute, flat
 from porting.noisy_original import lengths_of
 from porting.numerics.bounds import UNIT_ROUNDOFF, rounding_bound
 from porting.numerics.graph_noise import MULTIPLE
@@ -123,9 +123,8 @@ class PortRuns:
 
     def outputs(self, run: Run) -> list[dict[str, Any]]:
         """As `execute` on the original, but with state that the session carries. raises: InputError, RuntimeFailed, OutOfResources"""
-        program = self.port.program()
         if run.start:
-            state = self.session.new_state(batch=batch_of(run, program.inputs))
+            state = self.session.new_state(initial=run.start)
             return [flat(self.session.run(feeds, state)) for feeds in run.steps]
         if not run.forced:
             return execute(self._plain, run, ())
@@ -183,6 +182,8 @@ def _measured(port: Port, runs: PortRuns, recorded: Sequence[Recorded], checks: 
 
 def _decide(exact: bool, found: Difference, bound: float, tight: float) -> tuple[str, float]:
     """A verdict and the bound that it was reached by."""
+    if found.undecided:
+        return UNDECIDED, bound
     if found.problem or exact or bound <= ILL_CONDITIONED:
         return (PASS if not found.problem and found.value <= bound else FAIL), bound
     if found.value <= tight:
@@ -216,6 +217,8 @@ def _check(worst: Measured) -> Check:
     where, found = printable(worst.found.where), worst.found
     if found.problem:
         return Check(f"{worst.group}{worst.output}", "fail", printable(found.problem), None, where)
+    if found.undecided:
+        return Check(f"{worst.group}{worst.output}", "error", None, None, where, found.undecided)
     if worst.exact:
         return Check.equal(f"{worst.group}elements of {worst.output} that differ", found.value, 0, where)
     name = f"{worst.group}relative error of {worst.output}"

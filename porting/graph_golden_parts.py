@@ -1,0 +1,240 @@
+"""The parts of a graph's golden: inputs as arrays or as the recipe that makes them, outputs as sketches or hashes, steps, Ifs.
+
+Every value that is read is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from porting.checked_json import integer, object_with, shape_of, table, text
+from porting.errors import InputError
+from porting.feed_values import GENERATOR, symbols
+from porting.feeds import Recipe, feeds_hash
+from porting.golden_file import INPUT_DTYPES, MAX_ELEMENTS, array_content, array_from, sketch_content, sketch_from, texts_from
+from porting.graph_reference import Difference, Expected, ExpectedArray, misfit
+from porting.graph_runs import Part
+from porting.numerics.sketch import Sketch, estimate_difference, sketch
+from porting.onnx_facts import Conditional
+from porting.types import TensorSpec
+from porting.verdict import printable
+
+SMALL_BYTES = 64 << 10  # of all inputs of a case; above, generated ones are kept as their recipe
+MOST = 1 << 20  # of runs, steps, Ifs: far above any model, and little enough to refuse a file that means harm
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedSketch:
+    """A float output of which a sketch is kept."""
+
+    kept: Sketch
+    exact: bool = False
+
+    def compare(self, name: str, array: np.ndarray) -> Difference:
+        problem = misfit(self.kept.shape, self.kept.dtype, array)
+        if problem:
+            return Difference(math.inf, name, problem)
+        return Difference(estimate_difference(self.kept, array).rel_l2_high, name)
+
+
+@dataclass(frozen=True)
+class ExpectedHash:
+    """An output that has to be equal bit for bit: integers, texts, and what is empty or nowhere finite.
+
+    unstable: elements that roundings change; where there are some, a difference decides nothing
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    unstable: int = 0
+    exact: bool = True
+
+    def compare(self, name: str, array: np.ndarray) -> Difference:
+        problem = misfit(self.shape, self.dtype, array)
+        if problem:
+            return Difference(math.inf, name, problem)
+        if feeds_hash(array) == self.sha256:
+            return Difference(0, name)
+        if self.unstable:
+            why = f"roundings alone change {self.unstable} elements of this output, and a golden does not say which; validate against the source"
+            return Difference(1, name, undecided=why)
+        return Difference(1, name)
+
+
+def kept_of(expected: Expected) -> Expected:
+    if not isinstance(expected, ExpectedArray):
+        return expected
+    array = expected.array
+    if not expected.exact and array.size and np.isfinite(array.astype(np.float64)).any():
+        return ExpectedSketch(sketch(array))
+    unstable = 0 if expected.unstable is None else int(expected.unstable.sum())
+    return ExpectedHash(str(array.dtype), array.shape, feeds_hash(array), unstable)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def case_content(feeds: Mapping[str, Any], recipe: Recipe | None) -> dict[str, Any]:
+    plain = all(isinstance(v, np.ndarray) and str(v.dtype) in INPUT_DTYPES for v in feeds.values())
+    if recipe is None or (plain and sum(v.nbytes for v in feeds.values()) <= SMALL_BYTES):
+        return {"arrays": {name: array_content(value, name) for name, value in feeds.items()}, "recipe": None}
+    return {
+        "arrays": None,
+        "recipe": {
+            "generator": GENERATOR,
+            "specs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in recipe.specs],
+            "sizes": dict(recipe.sizes),
+            "seed": recipe.seed,
+            "ranges": {name: list(bounds) for name, bounds in recipe.ranges.items()},
+            "choices": dict(recipe.choices),
+            "amplitude": repr(float(recipe.amplitude)),
+            "sha256": {name: feeds_hash(value) for name, value in feeds.items()},
+        },
+    }
+
+
+def output_content(expected: Expected, noise: float | None) -> dict[str, Any]:
+    kept = expected.kept if isinstance(expected, ExpectedSketch) else None
+    exact = expected if isinstance(expected, ExpectedHash) else None
+    return {
+        "sketch": None if kept is None else sketch_content(kept),
+        "exact": None
+        if exact is None
+        else {"dtype": exact.dtype, "shape": list(exact.shape), "sha256": exact.sha256, "unstable": exact.unstable},
+        "noise": None if noise is None else repr(float(noise)),
+    }
+
+
+def conditional_content(one: Conditional) -> dict[str, Any]:
+    return {**asdict(one), "parents": [list(parent) for parent in one.parents]}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def list_of(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MOST:
+        raise InputError(f"expected a list, got {type(value).__name__}", where=where)
+    return value
+
+
+def truth(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"expected true or false, got {type(value).__name__}", where=where)
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    """A decimal number from 0 up, inf included."""
+    try:
+        number = float(text(value, where))
+    except ValueError as error:
+        raise InputError(f"unreadable number: {error}", where=where) from error
+    if not number >= 0:
+        raise InputError(f"{number} is no size", where=where)
+    return number
+
+
+def case_from(value: Any, where: str) -> tuple[dict[str, Any], Recipe | None]:
+    value = object_with(value, ("arrays", "recipe"), where)
+    if (value["arrays"] is None) == (value["recipe"] is None):
+        raise InputError("expected either arrays or a recipe", where=where)
+    if value["arrays"] is not None:
+        arrays = table(value["arrays"], where)
+        return {name: array_from(a, f"{where}, input {printable(name, 60)}") for name, a in arrays.items()}, None
+    recipe, wanted = _recipe_from(value["recipe"], where)
+    feeds = recipe.feeds()
+    for name in {*wanted, *feeds}:
+        if name not in wanted or name not in feeds or feeds_hash(feeds[name]) != wanted[name]:
+            raise InputError(
+                f"the generated input {printable(name, 60)!r} is not what it was when this was recorded",
+                where=where,
+                next="use the versions of porting and numpy that recorded it, or record it again",
+            )
+    return feeds, recipe
+
+
+def _recipe_from(value: Any, where: str) -> tuple[Recipe, dict[str, str]]:
+    keys = ("generator", "specs", "sizes", "seed", "ranges", "choices", "amplitude", "sha256")
+    value = object_with(value, keys, where)
+    if value["generator"] != GENERATOR:
+        raise InputError(
+            f"inputs made by {printable(str(value['generator']), 60)!r}, and this is {GENERATOR!r}",
+            where=where,
+            next="use the version of porting that recorded it, or record it again",
+        )
+    specs = [_spec_from(s, where) for s in list_of(value["specs"], where)]
+    sizes = {name: integer(n, 0, MOST * 64, where) for name, n in table(value["sizes"], where).items()}
+    ranges = {}
+    for name, bounds in table(value["ranges"], where).items():
+        low, high = (integer(n, -(1 << 63), (1 << 63) - 1, where) for n in _pair(bounds, 2, where))
+        if low >= high:
+            raise InputError(f"an empty range, {low} to {high}", where=where)
+        ranges[name] = (low, high)
+    choices = {name: integer(n, 1, 1 << 31, where) for name, n in table(value["choices"], where).items()}
+    seed = integer(value["seed"], 0, 1 << 31, where)
+    recipe = Recipe(tuple(specs), sizes, seed, ranges, choices, _number(value["amplitude"], where))
+    for spec in specs:
+        shape = [sizes.get(s, -1) if isinstance(s, str) else s for s in symbols(spec)]
+        if min(shape, default=0) < 0 or math.prod(shape) > MOST * 64:
+            raise InputError(f"an input of shape {shape}", where=where)
+    return recipe, texts_from(value["sha256"], where)
+
+
+def _spec_from(value: Any, where: str) -> TensorSpec:
+    value = object_with(value, ("name", "dtype", "shape"), where)
+    inner = text(value["dtype"], where).removeprefix("sequence(").removesuffix(")")
+    if inner not in (*INPUT_DTYPES, "string", "bfloat16", "uint16", "uint32", "uint64"):
+        raise InputError(f"an input of dtype {printable(inner, 60)!r}", where=where)
+    dims = [d if d is None or isinstance(d, str) else integer(d, 0, MOST * 64, where) for d in list_of(value["shape"], where)]
+    return TensorSpec(text(value["name"], where), value["dtype"], tuple(dims))
+
+
+def _pair(value: Any, count: int, where: str) -> list[Any]:
+    if len(list_of(value, where)) != count:
+        raise InputError(f"expected {count} values, got {len(value)}", where=where)
+    return value
+
+
+def part_from(step: Mapping[str, Any], cases: Mapping[str, Mapping[str, Any]], where: str) -> Part:
+    case = text(step["case"], where)
+    if case not in cases:
+        raise InputError(f"no case {printable(case, 60)!r}", where=where)
+    cut = {}
+    for name, place in table(step["cut"], where).items():
+        shape = np.shape(cases[case].get(name, ()))
+        axis = integer(_pair(place, 3, where)[0], 0, len(shape) - 1, where)
+        start = integer(place[1], 0, shape[axis], where)
+        cut[name] = (axis, start, integer(place[2], start, shape[axis], where))
+    return Part(case, tuple(text(n, where) for n in list_of(step["without"], where)), cut)
+
+
+def output_from(value: Any, where: str) -> tuple[Expected, float | None]:
+    value = object_with(value, ("sketch", "exact", "noise"), where)
+    noise = None if value["noise"] is None else _number(value["noise"], where)
+    if (value["sketch"] is None) == (value["exact"] is None):
+        raise InputError("expected either a sketch or a hash", where=where)
+    if value["sketch"] is not None:
+        return ExpectedSketch(sketch_from(value["sketch"], where)), noise
+    exact = object_with(value["exact"], ("dtype", "shape", "sha256", "unstable"), where)
+    shape = shape_of(exact["shape"], MAX_ELEMENTS, where)
+    unstable = integer(exact["unstable"], 0, MAX_ELEMENTS, where)
+    return ExpectedHash(text(exact["dtype"], where), shape, text(exact["sha256"], where), unstable), noise
+
+
+def conditional_from(value: Any) -> Conditional:
+    where = "content.ifs"
+    value = object_with(value, ("name", "parents", "looped", "valued"), where)
+    parents = [_pair(p, 2, where) for p in list_of(value["parents"], where)]
+    return Conditional(
+        text(value["name"], where),
+        tuple((text(name, where), truth(branch, where)) for name, branch in parents),
+        truth(value["looped"], where),
+        truth(value["valued"], where),
+    )
