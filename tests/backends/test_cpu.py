@@ -59,7 +59,12 @@ def test_options_reach_onnxruntime() -> None:
     defaults = CpuBackend().prepare(program(NEGATE), {})._session.get_session_options()
     assert defaults.intra_op_num_threads == host.available_cores()
     assert defaults.get_session_config_entry("session.disable_prepacking") == "0"
-    assert defaults.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert defaults.get_session_config_entry("session.intra_op.allow_spinning") == "1"  # as plain onnxruntime
+    with pytest.raises(RuntimeError):
+        defaults.get_session_config_entry("session.dynamic_block_base")
+    cached = CpuBackend().prepare(_sums_program(), {})._session.get_session_options()
+    assert cached.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert cached.get_session_config_entry("session.dynamic_block_base") == "4"
 
 
 def test_older_runtime_than_the_program_needs_is_refused() -> None:

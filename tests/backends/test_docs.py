@@ -16,7 +16,7 @@ def test_examples_run_in_order(capsys: pytest.CaptureFixture) -> None:
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(block, names)
-    assert capsys.readouterr().out == "(3, 4) {'neg': 'cpu'}\n[6] 256\n"
+    assert capsys.readouterr().out == "(3, 4) {'neg': 'cpu'}\n[6] 256\n[[2. 2.]]\n"
 
 
 @pytest.mark.parametrize(("device", "options"), [("cpu", cpu.OPTIONS), ("cuda", cuda.OPTIONS)])

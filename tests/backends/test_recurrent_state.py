@@ -170,8 +170,8 @@ def test_a_cache_goes_on_from_what_was_read(device: str) -> None:
         assert kept["cache"].shape == (2, 5, 3) and kept["length"].tolist() == [5, 3]
         again = session.new_state(4, initial=kept)  # less room than what is kept
         assert again.capacity == 5 and again.length.tolist() == [5, 3]
+        again.length = np.array([5, 5])
         with pytest.raises(InputError, match="length is 5 in row 1, where 3"):
-            again.length = np.array([5, 5])
             session.run({"x": x[:, 5:]}, again)
         again.length = np.array([5, 3])
         a, b = (session.run({"x": x[:, 5:]}, s)["y"] for s in (state, again))
@@ -242,9 +242,9 @@ def test_pairs_that_name_nothing(pair: tuple[str, str], message: str) -> None:
 
 
 def test_the_state_of_another_session_cannot_be_read() -> None:
-    with open_session(recurrent("GRU", 1), "null") as one, open_session(recurrent("GRU", 1), "null") as other:
-        with pytest.raises(UsageError, match="made by another session"):
-            other.read_state(one.new_state())
+    one, other = (open_session(recurrent("GRU", 1), "null") for _ in range(2))
+    with one, other, pytest.raises(UsageError, match="made by another session"):
+        other.read_state(one.new_state())
 
 
 @settings(max_examples=25, deadline=None)
