@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from porting.verdict import Check
 # 0.5 s in place of 1.3 s, against MatMul(x, Transpose(W)), which copies every weight in every run (4 runs of 32 positions, 2 cores).
 CANONICAL_DEVICE = "cpu,optimization=off,prepack=0"
 CHUNK = 8  # positions per run in the chunked mode
+Runs = Callable[[Session], Mapping[str, np.ndarray]]
 ACTIVATIONS_IN_INT8 = 4  # accuracy_level of MatMulNBits from which activations are rounded too
 
 
@@ -111,16 +112,21 @@ def _cuts(length: int) -> list[tuple[int, int]]:
 
 
 def fidelity_check(
-    name: str, reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], bound: Bound, detail: str
+    name: str,
+    reference: Mapping[str, np.ndarray],
+    candidate: Mapping[str, np.ndarray],
+    bound: Bound,
+    detail: str,
+    output: str = "logits",
 ) -> Check:
     """The worst case's relative L2 error, with the place of its largest difference; undecided where the reference shows nothing."""
-    title = f"{name}: relative error of logits"
+    title = f"{name}: relative error of {output}"
     try:
-        found = {case: compare(reference[case], candidate[case], name=f"{case}/logits") for case in reference}
+        found = {case: compare(reference[case], candidate[case], name=f"{case}/{output}") for case in reference}
     except InputError as error:  # the port's weights make the canonical graph overflow, or give one constant
         return Check(title, "error", None, bound.value, error.where, error.what)
     worst = max(found, key=lambda case: badness(found[case].rel_l2))
-    where = found[worst].where(f"{worst}/logits")
+    where = found[worst].where(f"{worst}/{output}")
     return Check.at_most(title, found[worst].rel_l2, bound.value, where, f"{detail}. {bound.derivation}")
 
 
@@ -190,13 +196,15 @@ def rounding(port: Port, positions: int) -> Bound:
     )
 
 
-def fidelity_bound(port: Port, cases: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> Bound:
-    """What the roundings of the port's precision amount to, relative L2 of the logits.
+def fidelity_bound(port: Port, positions: int, run: Runs, own: Mapping[str, np.ndarray]) -> Bound:
+    """What the roundings of the port's precision amount to, relative L2 of an output.
 
-    own: what the canonical graph of the port's weights gives for the cases; where activations are rounded to int8, that graph is run
-         once more to measure by how much it amplifies such noise
+    positions: the longest case
+    run:       the cases on a session: name -> array
+    own:       what that gives for the canonical graph of the port's weights; where activations are rounded to int8, the graph is run
+               once more to measure by how much it amplifies such noise
     """
-    plain = rounding(port, max(ids.shape[1] for ids in cases.values()))
+    plain = rounding(port, positions)
     found = products(port)
     blocks = [block for block in found.quantised if block]
     if not blocks:
@@ -205,7 +213,7 @@ def fidelity_bound(port: Port, cases: Mapping[str, np.ndarray], own: Mapping[str
     counted = {"products": len(blocks) - head, "block": max(blocks), "residual_blocks": _residual(found), "final": head}
     expected = activation_quantisation_bound(**counted).value
     each = activation_quantisation_bound(0, max(blocks), final=1).value  # of one product
-    grown = noise_at_the_end(port, cases, own, each) / expected
+    grown = noise_at_the_end(port, run, own, each) / expected
     return combined(plain, activation_quantisation_bound(**counted, amplification=max(1.0, grown)))
 
 
@@ -219,16 +227,16 @@ def _residual(found: Products) -> int:
     return 2 * found.attention
 
 
-def noise_at_the_end(port: Port, cases: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], size: float) -> float:
-    """Relative L2 error of the logits, of the worst case, when every matrix product of the canonical graph is off by `size`.
+def noise_at_the_end(port: Port, run: Runs, own: Mapping[str, np.ndarray], size: float) -> float:
+    """Relative L2 error of the output, of the worst case, when every matrix product of the canonical graph is off by `size`.
 
     A weight times (1 +- size), the sign at random, changes a product of independent terms by `size` relative to the root mean square of
     what it sums, as rounding its activations does.
     """
     with canonical_session(_Shaken(PortCheckpoint(port), size)) as session:
-        shaken = {name: run_whole(session, ids) for name, ids in cases.items()}
+        shaken = run(session)
     try:
-        return max(compare(own[name], shaken[name], name=name).rel_l2 for name in cases)
+        return max(compare(own[name], shaken[name], name=name).rel_l2 for name in own)
     except InputError:  # `own` shows nothing, and the check that it is for will say so
         return 0.0
 

@@ -34,7 +34,7 @@ from porting.numerics.quality import quality_limits
 from porting.port_folder import Port
 from porting.progress import silent
 from porting.reference import GoldenReference, PortReference, Reference, UpstreamReference
-from porting.session import open_session
+from porting.session import Session, open_session
 from porting.types import Checkpoint
 from porting.verdict import Check, Verdict
 from porting.weights import source_stream
@@ -95,6 +95,11 @@ def judge(
     reference.require_model(str(port.manifest["architecture"]), port.manifest["config"])
     cases = reference.cases
     require_cases(cases, port.manifest["config"], reference.description)
+    longest = max(ids.shape[1] for ids in cases.values())
+
+    def run_cases(session: Session) -> dict[str, np.ndarray]:
+        return {name: run_whole(session, ids) for name, ids in cases.items()}
+
     with progress("validate", 5, unit="steps") as advance:
         reference.prepare()  # first: upstream's model is gone again before anything else is loaded
         advance(1)
@@ -102,13 +107,13 @@ def judge(
         advance(1)
         with canonical_session(PortCheckpoint(port)) as canonical:
             stateful = bool(canonical.program.state.pairs)
-            own = {name: run_whole(canonical, ids) for name, ids in cases.items()}
-        bound = fidelity_bound(port, cases, own)
+            own = run_cases(canonical)
+        bound = fidelity_bound(port, longest, run_cases, own)
         advance(1)
         with open_session(port.program(), device) as session:
             checks.append(placement_check(session))
             ran_on = str(session.device)
-            logits = {name: run_whole(session, ids) for name, ids in cases.items()}
+            logits = run_cases(session)
             advance(1)
             stepwise = {name: run_in_chunks(session, ids) for name, ids in cases.items()} if stateful else None
         if rounds_activations(port):
@@ -135,7 +140,7 @@ def judge(
         seconds=round(time.perf_counter() - start, 3),
         details={
             "device_asked_for": device,
-            "longest_case": max(ids.shape[1] for ids in cases.values()),
+            "longest_case": longest,
             "not_reached": not_reached(port.manifest["config"], cases),
             "compared_with": reference.description,
             "fidelity_bound": bound.derivation,
