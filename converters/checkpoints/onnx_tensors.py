@@ -203,7 +203,8 @@ class TensorFiles:
                 f"external data is missing: {location[:200]!r} is not beside {self.path.name}", where=where, next=TAKE_AGAIN
             ) from error
         except OSError as error:
-            raise unreadable(self.path.parent / location, error) from error
+            why = unreadable(self.path.parent / location, error)
+            raise CheckpointError(f"external data: {why.what}", where=where, next=why.next) from error
         folders = (os.path.realpath(self.path.parent), os.path.dirname(os.path.realpath(self.path)))
         if not any(real.is_relative_to(folder) for folder in folders):
             raise CheckpointError(
