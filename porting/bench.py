@@ -1,13 +1,14 @@
-"""How fast a language-model port is: load, prefill, decode; A/B in one run, because a shared machine drifts.
+"""How fast a port is: a language model's load, prefill and decode here, one run of any other in graph_bench.py.
 
-Each round measures every port in turn; medians over rounds, a ratio per round and its spread. Prompts are fresh random ids each round.
+A/B in one run, because a shared machine drifts: each round measures every port in turn; medians over rounds, a ratio per round and its
+spread. Prompts are fresh random ids each round.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 
 from porting.errors import UsageError
+from porting.graph_bench import ROUNDS as GRAPH_ROUNDS
+from porting.graph_bench import bench_graph, ratio
 from porting.port_folder import Port, open_port
 from porting.progress import silent
 from porting.session import Session, open_session
 from porting.verdict import peak_rss_of_this_process
 
 SCHEMA = "porting.bench/1"
+LANGUAGE_MODEL = "causal-lm"  # the kind in port.json
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,35 @@ def bench(
     compare: str | Path | None = None,
     prompt_tokens: int = 128,
     new_tokens: int = 32,
-    rounds: int = 5,
+    rounds: int | None = None,
+    sizes: Mapping[str, int] | None = None,
     progress: Any = silent,
 ) -> dict[str, Any]:
     """Measure a port, and with `compare` a second one in the same run.
 
-    compare: another port, run on the same device
-    returns: a JSON-able object: load_seconds, prefill_tokens_per_second and decode_ms (p50, p90 over rounds), decode_tokens_per_second,
-             peak_rss_bytes; with `compare` the same for it, and the ratios of each round
+    compare: another port, run on the same device; for a port of a graph also an .onnx file, run in plain onnxruntime with all
+             optimisations and as many threads
+    rounds:  5 of a language model, 25 of any other
+    sizes:   dimension -> size of the generated inputs, of a port that is no language model
+    returns: a JSON-able object: of a language model load_seconds, prefill_tokens_per_second and decode_ms (p50, p90 over rounds),
+             decode_tokens_per_second; of any other load_seconds, run_ms, runs_per_second and the shapes of its inputs; peak_rss_bytes;
+             with `compare` the same for it, and the ratios of each round, above 1 where the first is quicker
     raises:  UsageError when the context does not hold the run, PortError, DeviceUnavailable
     """
-    if min(prompt_tokens, new_tokens, rounds) < 1:
+    if min(prompt_tokens, new_tokens, 1 if rounds is None else rounds) < 1:
         raise UsageError("tokens and rounds must be at least 1", where="bench", next="give 1 or more of each")
-    ports = [open_port(p) for p in ([port] if compare is None else [port, compare])]
+    untouched = Path(compare) if compare is not None and Path(compare).suffix == ".onnx" else None
+    ports = [open_port(p) for p in ([port] if compare is None or untouched else [port, compare])]
+    language = [p.manifest["kind"] == LANGUAGE_MODEL for p in ports]
+    if any(language) and (untouched or not all(language)):
+        raise UsageError(
+            "a language model and something else cannot be compared", where="bench", next="compare two ports of language models"
+        )
+    if not any(language):
+        return _bench_graph(ports, untouched, device, sizes or {}, GRAPH_ROUNDS if rounds is None else rounds, progress)
+    if sizes:
+        raise UsageError("a language model has no --size", where="bench", next="give --prompt-tokens and --new-tokens")
+    rounds = 5 if rounds is None else rounds
     for p in ports:
         limit = p.manifest["config"].get("max_position_embeddings")
         if limit is not None and prompt_tokens + new_tokens > limit:
@@ -84,9 +104,24 @@ def bench(
     }
     if compare is not None:
         report["compare"] = measured[1]
-        report["decode_speed_ratio"] = _ratio([b.decode_ms / a.decode_ms for a, b in zip(*results, strict=True)])
-        report["prefill_speed_ratio"] = _ratio([a.prefill / b.prefill for a, b in zip(*results, strict=True)])
+        report["decode_speed_ratio"] = ratio([b.decode_ms / a.decode_ms for a, b in zip(*results, strict=True)])
+        report["prefill_speed_ratio"] = ratio([a.prefill / b.prefill for a, b in zip(*results, strict=True)])
     return report
+
+
+def _bench_graph(
+    ports: Sequence[Port], untouched: Path | None, device: str, sizes: Mapping[str, int], rounds: int, progress: Any
+) -> dict[str, Any]:
+    opened = []
+    try:
+        for p in ports:
+            session, seconds = _timed_load(p, device)
+            opened.append((p, session, seconds))
+        parts = bench_graph(opened, untouched, device, sizes, rounds, progress)
+    finally:
+        for _, session, _ in opened:
+            session.close()
+    return {"schema": SCHEMA, "device": device, **parts, "peak_rss_bytes": peak_rss_of_this_process()}
 
 
 def _timed_load(port: Port, device: str) -> tuple[Session, float]:
@@ -120,7 +155,3 @@ def _summary(port: Port, load_seconds: float, rates: Sequence[Rates]) -> dict[st
         "decode_ms": {"p50": round(statistics.median(decode), 3), "p90": round(decode[int(0.9 * (len(decode) - 1) + 0.5)], 3)},
         "decode_tokens_per_second": round(1e3 / statistics.median(decode), 1),
     }
-
-
-def _ratio(values: Sequence[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(values), 3), "low": round(min(values), 3), "high": round(max(values), 3)}

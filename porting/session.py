@@ -71,6 +71,10 @@ class Session:
         state.owner = weakref.ref(self)
         return state
 
+    def rows(self, feeds: Mapping[str, Array]) -> int:
+        """How many rows a run on `feeds` has, as far as its state is concerned: what `new_state(batch=...)` takes."""
+        return self._batch(self._checked(feeds)[0])
+
     def read_state(self, state: State) -> dict[str, np.ndarray]:
         """What a state holds, as arrays that `new_state(initial=...)` takes: to keep a stream over a restart, or to look at it.
 
