@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from porting.dtypes import sequence_element
+from porting.dtypes import STRING, sequence_element
 from porting.errors import InputError
 from porting.npz import read_npz, write_npz
 from porting.outputs import require_new_file
 from porting.port_staging import os_errors
 from porting.session import load
 from porting.types import TensorSpec
+from porting.verdict import printable
 
 SCHEMA = "porting.run/1"
 
@@ -52,8 +53,16 @@ def feeds_from_arrays(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarr
     """The arrays of a file as feeds: those of a sequence gathered into a list.
 
     where:  the file, for messages
-    raises: InputError for a sequence with a gap, or of another length than it says
+    raises: InputError for text where no input takes it, and for a sequence with a gap, or of another length than it says
     """
+    takes_text = {spec.name for spec in specs if STRING in spec.dtype}
+    for name, array in arrays.items():
+        if array.dtype.kind == "O" and not takes_text & {name, name.rpartition("/")[0]}:
+            raise InputError(
+                f"array {printable(name)!r} is text, which is no number",
+                where=where,
+                next="give numbers; only string inputs take text",
+            )
     feeds: dict[str, Any] = dict(arrays)
     for spec in specs:
         if sequence_element(spec.dtype) is None:
