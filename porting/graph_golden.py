@@ -39,6 +39,7 @@ from porting.graph_golden_parts import (
     list_of,
     output_content,
     output_from,
+    pair_of,
     part_from,
     truth,
 )
@@ -165,7 +166,7 @@ def _run_content(one: Recorded) -> dict[str, Any]:
     noise = one.noise or [{} for _ in one.steps]
     return {
         "name": one.run.name,
-        "forced": dict(one.run.forced),
+        "forced": [list(pair) for pair in one.run.forced.items()],  # in order: the last is the If that the run is for
         "steps": [
             {
                 "case": part.case,
@@ -206,7 +207,8 @@ def _golden_from(content: Any) -> GraphGolden:
 def _run_from(value: Any, cases: Mapping[str, Mapping[str, Any]], where: str) -> Recorded:
     value = object_with(value, ("name", "forced", "steps"), where)
     name = text(value["name"], where)
-    forced = {node: truth(branch, where) for node, branch in table(value["forced"], where).items()}
+    listed = [pair_of(entry, 2, where) for entry in list_of(value["forced"], where)]
+    forced = {text(node, where): truth(branch, where) for node, branch in listed}
     parts, outputs, noise = [], [], []
     for entry in list_of(value["steps"], where):
         step = object_with(entry, ("case", "without", "cut", "outputs"), where)

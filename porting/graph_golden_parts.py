@@ -173,7 +173,7 @@ def _recipe_from(value: Any, where: str) -> tuple[Recipe, dict[str, str]]:
     sizes = {name: integer(n, 0, MOST * 64, where) for name, n in table(value["sizes"], where).items()}
     ranges = {}
     for name, bounds in table(value["ranges"], where).items():
-        low, high = (integer(n, -(1 << 63), (1 << 63) - 1, where) for n in _pair(bounds, 2, where))
+        low, high = (integer(n, -(1 << 63), (1 << 63) - 1, where) for n in pair_of(bounds, 2, where))
         if low >= high:
             raise InputError(f"an empty range, {low} to {high}", where=where)
         ranges[name] = (low, high)
@@ -196,7 +196,7 @@ def _spec_from(value: Any, where: str) -> TensorSpec:
     return TensorSpec(text(value["name"], where), value["dtype"], tuple(dims))
 
 
-def _pair(value: Any, count: int, where: str) -> list[Any]:
+def pair_of(value: Any, count: int, where: str) -> list[Any]:
     if len(list_of(value, where)) != count:
         raise InputError(f"expected {count} values, got {len(value)}", where=where)
     return value
@@ -209,7 +209,7 @@ def part_from(step: Mapping[str, Any], cases: Mapping[str, Mapping[str, Any]], w
     cut = {}
     for name, place in table(step["cut"], where).items():
         shape = np.shape(cases[case].get(name, ()))
-        axis = integer(_pair(place, 3, where)[0], 0, len(shape) - 1, where)
+        axis = integer(pair_of(place, 3, where)[0], 0, len(shape) - 1, where)
         start = integer(place[1], 0, shape[axis], where)
         cut[name] = (axis, start, integer(place[2], start, shape[axis], where))
     return Part(case, tuple(text(n, where) for n in list_of(step["without"], where)), cut)
@@ -231,7 +231,7 @@ def output_from(value: Any, where: str) -> tuple[Expected, float | None]:
 def conditional_from(value: Any) -> Conditional:
     where = "content.ifs"
     value = object_with(value, ("name", "parents", "looped", "valued"), where)
-    parents = [_pair(p, 2, where) for p in list_of(value["parents"], where)]
+    parents = [pair_of(p, 2, where) for p in list_of(value["parents"], where)]
     return Conditional(
         text(value["name"], where),
         tuple((text(name, where), truth(branch, where)) for name, branch in parents),

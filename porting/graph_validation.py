@@ -34,7 +34,8 @@ BOUND = (
     f"{SLACK:g} times the error of this output when every operator of the graph is off at random by {MULTIPLE} roundings "
     f"(u sqrt(n) for sums of n terms; Parker 1997, Higham & Mary 2019), root mean square of {NOISE_RUNS} runs"
 )
-FAIL, PASS, UNDECIDED = "fail", "pass", "undecided"
+# TIGHT: ill-conditioned, and yet as near as roundings leave a well-conditioned graph; UNDECIDED: ill-conditioned, and not as near
+FAIL, PASS, TIGHT, UNDECIDED = "fail", "pass", "tight", "undecided"
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Measured:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Worst last."""
+        """What speaks for all runs of an output: a failure, else what was decided by the bound, else what could not be decided."""
         share = self.found.value / self.bound if self.bound else self.found.value
-        return (UNDECIDED, PASS, FAIL).index(self.verdict), math.inf if math.isnan(share) else share
+        return (TIGHT, UNDECIDED, PASS, FAIL).index(self.verdict), math.inf if math.isnan(share) else share
 
 
 def judge_graph(
@@ -187,7 +188,7 @@ def _decide(exact: bool, found: Difference, bound: float, tight: float) -> tuple
     if found.problem or exact or bound <= ILL_CONDITIONED:
         return (PASS if not found.problem and found.value <= bound else FAIL), bound
     if found.value <= tight:
-        return PASS, tight
+        return TIGHT, tight
     return (UNDECIDED if found.value <= bound else FAIL), bound
 
 

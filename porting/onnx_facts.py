@@ -93,17 +93,22 @@ def _conditionals(
 
 
 def force(graph: onnx.GraphProto, forced: Mapping[str, bool]) -> set[str]:
-    """Put a constant in place of the condition of the If nodes named, in place. returns: the names that were found"""
+    """Fix the condition of the If nodes named, in place: `c or not c`, `c and not c`. returns: the names that were found
+
+    Not a constant: a runtime puts the branch in the If's place then, which is another graph than the one that is looked at, and
+    onnxruntime 1.31.1 crashes doing so where the branch has weights in a file.
+    """
     done = set()
     for position, node in reversed(list(enumerate(graph.node))):
         for body in subgraphs(node):
             done |= force(body, forced)
         name = node_label(node)
         if node.op_type == "If" and name in forced:
-            condition = f"{name}/forced"
-            value = onnx.helper.make_tensor("value", onnx.TensorProto.BOOL, (), [forced[name]])
-            node.input[0] = condition
-            graph.node.insert(position, onnx.helper.make_node("Constant", [], [condition], name=condition, value=value))
+            condition, opposite, fixed = node.input[0], f"{name}/not", f"{name}/forced"
+            node.input[0] = fixed
+            either = onnx.helper.make_node("Or" if forced[name] else "And", [condition, opposite], [fixed], name=fixed)
+            graph.node.insert(position, either)
+            graph.node.insert(position, onnx.helper.make_node("Not", [condition], [opposite], name=opposite))
             done.add(name)
     return done
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from porting.backends.onnx_program import ELEMENT_TYPES
 from porting.backends.onnxruntime import NATIVE, import_runtime, translated
@@ -40,16 +39,15 @@ class OnnxOriginal:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"no such file: {path}", where=WHERE)
-        model: str | bytes = str(self.path)
-        if forced:
-            from porting.converters.checkpoints.onnx_file import read_proto
-
-            proto = read_proto(self.path)
-            missing = sorted(set(forced) - force(proto.graph, forced))
-            if missing:
-                raise InputError(f"the original has no If node {missing[0]!r}", where=str(self.path))
-            model = proto.SerializeToString()
-        self._session, how = open_untouched(model, self.path.parent, optimised)
+        try:
+            model = self._forced(forced) if forced else str(self.path)
+            self._session, how = open_untouched(model, self.path.parent, optimised)
+        except PortingError as error:
+            if forced or "two nodes with same node name" not in error.what:
+                raise
+            # names are no mathematics, and onnxruntime's own writer gives one twice; `read_proto` makes them unique
+            self._session, how = open_untouched(self._forced({}), self.path.parent, optimised)
+            how += ", nodes renamed where two have one name"
         runtime = import_runtime("cpu")
         self.description = f"onnxruntime {runtime.__version__} on the untouched file, {how}"
         if forced:
@@ -76,6 +74,16 @@ class OnnxOriginal:
     def close(self) -> None:
         """Give everything back. Safe to call twice."""
         self._session = None
+
+    def _forced(self, forced: Mapping[str, bool]) -> bytes:
+        """The model with conditions fixed; its weights stay in the file. raises: InputError for an If that it has not"""
+        from porting.converters.checkpoints.onnx_file import read_proto
+
+        proto = read_proto(self.path)
+        missing = sorted(set(forced) - force(proto.graph, forced))
+        if missing:
+            raise InputError(f"the original has no If node {missing[0]!r}", where=str(self.path))
+        return proto.SerializeToString()
 
     def _run_as_values(self, feeds: Mapping[str, Any]) -> list[Any]:
         """With dtypes that numpy does not know, which pass as integers of the same width."""
@@ -154,8 +162,3 @@ def _read(value: Any, dtype: str) -> np.ndarray:
     if array.nbytes:
         ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
     return array
-
-
-def element_type(spec: TensorSpec) -> int:
-    """onnx's number of a spec's dtype."""
-    return onnx.TensorProto.STRING if spec.dtype == "string" else ELEMENT_TYPES[spec.dtype]
