@@ -9,13 +9,14 @@ from typing import Any
 
 from porting.errors import CheckpointError
 
+from .bert_tokenizer import bert_tokenizer
 from .files import read_whole
 from .strict_json import parse_object
 
 MAX_SIDE_FILE_BYTES = 256 << 20
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 TEMPLATE = "chat_template.jinja"
-VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "vocab.txt")
 
 # How Qwen2 splits text before BPE. Source: transformers 5.23.0, models/qwen2/tokenization_qwen2.py, PRETOKENIZE_REGEX
 QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,14 +26,14 @@ QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 def side_files(folder: Path) -> dict[str, bytes]:
     """Name -> bytes of every side file there is.
 
-    tokenizer.json is made from vocab.json and merges.txt where it is missing and how to is certain (see `qwen2_tokenizer`);
-    where it cannot be, the vocabulary files are there as they are.
+    tokenizer.json is made from vocab.json and merges.txt, or from vocab.txt, where it is missing and how to is certain (see
+    `qwen2_tokenizer`, `bert_tokenizer`); where it cannot be, the vocabulary files are there as they are.
     raises: CheckpointError for a file that cannot be read, JSON that is none, a template that is not UTF-8
     """
     found = {name: _checked(folder / name) for name in (*JSON_FILES, TEMPLATE) if _exists(folder / name)}
     if "tokenizer.json" not in found:
         vocabulary = {name: _checked(folder / name) for name in VOCABULARY_FILES if _exists(folder / name)}
-        made = qwen2_tokenizer({**found, **vocabulary})
+        made = qwen2_tokenizer({**found, **vocabulary}) or bert_tokenizer({**found, **vocabulary})
         found.update(vocabulary if made is None else {"tokenizer.json": made})
     return found
 
