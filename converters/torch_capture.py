@@ -6,11 +6,13 @@ as a guard: the program holds only for sizes that answer alike. Where it asks ab
 
 from __future__ import annotations
 
+import ast
 import logging
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from .torch_frames import short, where_now, where_raised
 if TYPE_CHECKING:
     import torch
 
+FIXED = "its code makes a Python number of that size, which fixes it to the example's"
 SHAPES_LOGGER = "torch.fx.experimental.symbolic_shapes"
 # what torch.export raises where Python asks a tensor for its value; torch 2.13.0, torch/fx/experimental/symbolic_shapes.py,
 # torch/_subclasses/fake_tensor.py, torch/_dynamo/exc.py
@@ -58,17 +61,13 @@ class NotCaptured(Exception):
 
 @dataclass
 class Captured:
-    """An exported program and what it holds for.
+    """An exported program.
 
     symbols: torch's name of a free size -> the user's
-    guards:  line of code that decided by a free size -> what torch assumed there
-    least:   user's name -> smallest size that the program holds for, where that is above 2
     """
 
     program: Any
     symbols: dict[str, str] = field(default_factory=dict)
-    guards: dict[str, str] = field(default_factory=dict)
-    least: dict[str, int] = field(default_factory=dict)
 
 
 def flat_module(function: Any, plan: CallPlan, what: str) -> torch.nn.Module:
@@ -94,27 +93,28 @@ def capture(function: Any, plan: CallPlan, tensors: Mapping[str, torch.Tensor], 
 
     raises: UnsupportedModel where the code depends on values, NotCaptured for everything else that torch.export cannot do
     """
-    import torch
-
-    free = {axis: torch.export.Dim.DYNAMIC for axis in range(32)}
-    shapes = tuple({axis: free[axis] for axis in dynamic.get(name, {})} or None for name in plan.names)
-    flat = flat_module(function, plan, what)
-    with quiet(), _guard_lines() as lines:
-        try:
-            program = torch.export.export(flat, tuple(tensors[n] for n in plan.names), dynamic_shapes=(shapes,), strict=False)
-        except Exception as error:
-            raise _refusal(error, plan, dynamic, lines, what) from error
-    captured = Captured(program)
-    _name_sizes(captured, plan, dynamic, lines)
+    try:
+        captured = Captured(_export(flat_module(function, plan, what), plan, tensors, dynamic))
+    except Exception as error:
+        raise _refusal(error, plan, dynamic, what) from error
+    _name_sizes(captured, plan, dynamic)
     return captured
 
 
-def _refusal(error: Exception, plan: CallPlan, dynamic: Dynamic, lines: dict[str, str], what: str) -> Exception:
+def _export(flat: torch.nn.Module, plan: CallPlan, tensors: Mapping[str, torch.Tensor], dynamic: Dynamic) -> Any:
+    import torch
+
+    shapes = tuple(dict.fromkeys(dynamic.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in plan.names)
+    # as torch.onnx does: neither a size of 1 in the example nor an operator's question whether a size is 1 fixes it
+    with quiet(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        return torch.export.export(flat, tuple(tensors[n] for n in plan.names), dynamic_shapes=(shapes,), strict=False)
+
+
+def _refusal(error: Exception, plan: CallPlan, dynamic: Dynamic, what: str) -> Exception:
     text = str(error)
     fixed = _fixed_sizes(text, plan, dynamic)
     if SPECIALISED_TEXT.search(text) and fixed:
-        line = next((at for guard, at in lines.items() if guard.startswith("Eq(") and at), "")
-        return NotCaptured(f"its code fixes {', '.join(fixed)} to the size in the example", line, fixed)
+        return NotCaptured(FIXED, "", fixed)
     if type(error).__name__ in DATA_DEPENDENT or DATA_DEPENDENT_TEXT.search(text):
         return UnsupportedModel(
             f"{what} decides by the values of a tensor what it computes next, which no graph can follow: {short(error)}",
@@ -131,11 +131,11 @@ def _fixed_sizes(text: str, plan: CallPlan, dynamic: Dynamic) -> list[str]:
         i, axis = (int(g) for g in match.groups() if g is not None)
         name = plan.names[i]
         if axis in dynamic.get(name, {}):
-            found.append(f"{dynamic[name][axis]!r} (axis {axis} of {name})")
+            found.append(dynamic[name][axis])
     return sorted(set(found))
 
 
-def _name_sizes(captured: Captured, plan: CallPlan, dynamic: Dynamic, lines: dict[str, str]) -> None:
+def _name_sizes(captured: Captured, plan: CallPlan, dynamic: Dynamic) -> None:
     """Give torch's symbols the user's names. raises: NotCaptured when a size that should be free has become a number"""
     program = captured.program
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
@@ -144,22 +144,89 @@ def _name_sizes(captured: Captured, plan: CallPlan, dynamic: Dynamic, lines: dic
         for axis, size_name in dynamic.get(name, {}).items():
             size = values[placeholder].shape[axis]
             if isinstance(size, int):
-                fixed.append(f"{size_name!r} (axis {axis} of {name})")
+                fixed.append(size_name)
             else:
                 captured.symbols.setdefault(str(size.node.expr), size_name)
     if fixed:
-        raise NotCaptured(f"its code fixes {', '.join(fixed)} to the size in the example", "", fixed)
-    for symbol, bounds in program.range_constraints.items():
-        if str(symbol) in captured.symbols and int(bounds.lower) > 2:
-            captured.least[captured.symbols[str(symbol)]] = int(bounds.lower)
-    if getattr(program, "_guards_code", None):
-        for text, line in lines.items():
-            if line and not text.startswith("Eq("):  # equal sizes have become one symbol
-                captured.guards.setdefault(line, _renamed(text, captured.symbols))
+        raise NotCaptured(FIXED, "", sorted(set(fixed)))
 
 
-def _renamed(text: str, symbols: Mapping[str, str]) -> str:
-    return re.sub(r"\bs\d+\b", lambda m: symbols.get(m[0], m[0]), text)
+# --- which line decided -----------------------------------------------------------------------------------------------
+
+
+def line_of_decision(
+    function: Any,
+    plan: CallPlan,
+    tensors: Mapping[str, torch.Tensor],
+    dynamic: Dynamic,
+    what: str,
+    sizes: Mapping[str, int] | None = None,
+) -> tuple[str, str]:
+    """(what the code decided by a free size, the line that did); "" where torch does not say.
+
+    torch tells that in its log only, which is slow to write, so this exports again, once something has gone wrong.
+
+    sizes: sizes for which the decision would be another; None looks for the one that fixed a size
+    """
+    places = {(i, axis): label for i, name in enumerate(plan.names) for axis, label in dynamic.get(name, {}).items()}
+    listener = _Listener(places)
+    logger = logging.getLogger(SHAPES_LOGGER)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addFilter(listener)
+    try:
+        with suppress(Exception):
+            _export(flat_module(function, plan, what), plan, tensors, dynamic)
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(listener)
+    if sizes is None:
+        return next((q for q in listener.decisions if q[0].startswith("Eq(")), ("", ""))
+    return next((q for q in listener.decisions if not _holds(q[0], sizes)), ("", ""))
+
+
+class _Listener(logging.Filter):
+    """Keeps what torch logs of its decisions on free sizes, in the user's names, each with the user's line that runs just then."""
+
+    def __init__(self, places: Mapping[tuple[int, int], str]) -> None:
+        super().__init__()
+        self._places = places
+        self._symbols: dict[str, str] = {}
+        self.decisions: list[tuple[str, str]] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        made = re.match(r"create_symbol (s\d+) = \d+ for L\['flat'\]\[(\d+)\]\.size\(\)\[(\d+)\]", text)
+        decided = re.match(r"eval (?!\[guard suppressed)(.*?) \[guard added\]", text)
+        if made and (label := self._places.get((int(made[2]), int(made[3])))):
+            self._symbols[made[1]] = label
+        elif decided and (line := where_now()):
+            renamed = re.sub(r"\bs\d+\b", lambda m: self._symbols.get(m[0], m[0]), decided[1])
+            self.decisions.append((renamed, line))
+        return False
+
+
+def _holds(decision: str, sizes: Mapping[str, int]) -> bool:
+    """Whether torch's text of a decision is true of these sizes; True where it is not plain arithmetic."""
+    functions = {"Eq": operator.eq, "Ne": operator.ne, "Mod": operator.mod, "Max": max, "Min": min}
+    try:
+        tree = ast.parse(decision, mode="eval")
+        allowed = (
+            ast.Expression,
+            ast.Call,
+            ast.Compare,
+            ast.BinOp,
+            ast.UnaryOp,
+            ast.Name,
+            ast.Constant,
+            ast.Load,
+            ast.operator,
+        )
+        if not all(isinstance(node, (*allowed, ast.cmpop, ast.unaryop)) for node in ast.walk(tree)):
+            return True
+        return bool(eval(compile(tree, "decision", "eval"), {"__builtins__": {}}, {**functions, **sizes}))
+    except (SyntaxError, NameError, TypeError, ValueError, ArithmeticError):
+        return True
 
 
 # --- what goes on around an export -----------------------------------------------------------------------------------
@@ -188,30 +255,6 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
         finally:
             for logger, handlers, propagate in before:
                 logger.handlers, logger.propagate = handlers, propagate
-
-
-@contextmanager
-def _guard_lines() -> Iterator[dict[str, str]]:
-    """What torch asks about free sizes while it exports -> the user's line that asked. torch says so only in its log."""
-    lines: dict[str, str] = {}
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            match = re.match(r"eval (?!\[guard suppressed)(.*?) \[guard added\]", record.getMessage())
-            if match:
-                lines.setdefault(match[1], where_now())
-
-    logger, handler = logging.getLogger(SHAPES_LOGGER), Handler()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 @contextmanager

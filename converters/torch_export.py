@@ -18,7 +18,7 @@ from porting.errors import InputError, UnsupportedModel
 
 from .graph_builder import MODULE
 from .torch_calls import CallPlan
-from .torch_capture import Captured, Dynamic, NotCaptured, capture, flat_module, quiet
+from .torch_capture import Captured, Dynamic, NotCaptured, capture, flat_module, line_of_decision, quiet
 from .torch_frames import is_users, line_of, short, where_raised
 from .torch_probe import SizeFixed, sizes_of, try_sizes
 
@@ -32,7 +32,7 @@ RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 DYNAMO, SCRIPT = "torch.onnx, dynamo", "torch.onnx, TorchScript"
 FILE = "model.onnx"
 SCOPES, TRACE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
-SHOWN = 5
+SHOWN = 3
 
 
 @dataclass
@@ -41,8 +41,6 @@ class Exported:
 
     exporter: DYNAMO or SCRIPT
     unused:   parameters and buffers that the forward pass does not use, by the module's names
-    guards:   line of code that decided by a free size -> what the program assumes there
-    least:    smallest size of a free dimension that the program holds for, where that is above 2
     failed:   why the first exporter could not, where the second made the file
     tried:    sizes at which graph and module were run and agree; None where onnxruntime is not installed
     """
@@ -51,8 +49,6 @@ class Exported:
     exporter: str
     opset: int
     unused: list[str] = field(default_factory=list)
-    guards: dict[str, str] = field(default_factory=dict)
-    least: dict[str, int] = field(default_factory=dict)
     failed: str = ""
     tried: list[dict[str, int]] | None = None
 
@@ -79,32 +75,33 @@ def export_module(
 
     failed: NotCaptured | None = None
     captured: Captured | None = None
+    subject = function
     try:
-        subject = _program_of_script(function, plan, tensors) if isinstance(function, torch.jit.ScriptModule) else function
+        if isinstance(function, torch.jit.ScriptModule):
+            subject = _program_of_script(function, plan, tensors)
         captured = capture(subject, plan, tensors, dynamic, what)
         exported = export_program(captured, plan.names, outputs, folder, what)
     except NotCaptured as error:
         failed = error
+        if failed.fixed:
+            failed.where = line_of_decision(subject, plan, tensors, dynamic, what)[1]
         exported = _by_script(function, plan, tensors, outputs, dynamic, folder, what, failed, proven=captured is not None)
     try:
-        exported.tried = try_sizes(function, plan, tensors, dynamic, exported.path, what, exported.least)
+        exported.tried = try_sizes(function, plan, tensors, dynamic, exported.path, what)
     except SizeFixed as error:
-        raise _size_fixed(error, exported, failed, what) from error
+        sizes = ", ".join(f"{name} = {size}" for name, size in error.sizes.items())
+        if failed is not None:
+            raise _neither(what, failed, f"at {sizes}, {error.why}") from error
+        decided, line = line_of_decision(subject, plan, tensors, dynamic, what, error.sizes)
+        raise UnsupportedModel(
+            f"the exported graph of {what} does not hold at {sizes}: {error.why}"
+            + (f"; it assumes {decided}" if decided else ""),
+            where=line or "forward",
+            next="write that without a Python decision on a size (always pad, mask or torch.where), or do not leave that size free",
+        ) from error
     if failed is not None and sizes_of(tensors, dynamic) and not exported.tried:
         raise _neither(what, failed, "no other size could be tried, so nothing shows whether it kept them free")
     return exported
-
-
-def _size_fixed(error: SizeFixed, exported: Exported, failed: NotCaptured | None, what: str) -> UnsupportedModel:
-    sizes = ", ".join(f"{name} = {size}" for name, size in error.sizes.items())
-    if failed is not None:
-        return _neither(what, failed, f"at {sizes}, {error.why}")
-    asked = f": it assumes {next(iter(exported.guards.values()))}" if exported.guards else ""
-    return UnsupportedModel(
-        f"the exported graph of {what} does not hold at {sizes}: {error.why}{asked}",
-        where=next(iter(exported.guards), "forward"),
-        next="write that line without a Python decision on a size (pad, mask or torch.where instead), or do not leave that size free",
-    )
 
 
 def export_program(captured: Captured, inputs: Sequence[str], outputs: Sequence[str], folder: Path, what: str) -> Exported:
@@ -134,7 +131,7 @@ def export_program(captured: Captured, inputs: Sequence[str], outputs: Sequence[
     _tidy(model, captured.symbols)
     path = folder / FILE
     made.save(str(path), external_data=True)
-    return Exported(path, DYNAMO, OPSET, _unused(captured.program), captured.guards, captured.least)
+    return Exported(path, DYNAMO, OPSET, _unused(captured.program))
 
 
 def require_translated(captured: Captured, inputs: Sequence[str], outputs: Sequence[str], folder: Path, what: str) -> Exported:
@@ -214,7 +211,7 @@ def _by_script(
             )
     except Exception as error:
         raise _neither(what, failed, short(error)) from error
-    doubts = [] if script or proven else list(_doubts(caught))
+    doubts = [] if script or proven else list(dict.fromkeys(_doubts(caught)))
     if doubts:
         raise _neither(
             what,
@@ -237,10 +234,10 @@ def _by_script(
 def _neither(what: str, failed: NotCaptured, second: str, where: str = "") -> UnsupportedModel:
     if failed.fixed:
         return UnsupportedModel(
-            f"{what} cannot have a free {', '.join(failed.fixed)}: {failed.why}. The second exporter: {second}",
+            f"{what} cannot keep {', '.join(failed.fixed)} free: {failed.why}. {SCRIPT}: {second}",
             where=failed.where or where or "forward",
-            next="leave that size out of `dynamic` and of what differs between the examples, or write the code without a Python number or "
-            "loop made of it",
+            next="write that line without a Python number or loop made of the size, or keep the size fixed: out of `dynamic`, and alike "
+            "in all examples",
         )
     return UnsupportedModel(
         f"{what} cannot be exported. {DYNAMO}: {failed.why}. {SCRIPT}: {second}",

@@ -139,7 +139,7 @@ def _open_program(
         captured, free = _named_sizes(program, plan, specs, dynamic)
         exported = require_translated(captured, plan.names, list(outputs.values()), Path(folder.name), what)
         try:
-            exported.tried = try_sizes(module, plan, bound[0], free, exported.path, what, {})
+            exported.tried = try_sizes(module, plan, bound[0], free, exported.path, what)
         except SizeFixed as error:
             raise UnsupportedModel(
                 f"the graph made of {path.name} does not hold at {error.sizes}: {error.why}",
@@ -183,7 +183,7 @@ def _plan_of(program: Any, path: Path) -> CallPlan:
 
     from .torch_calls import Slot
 
-    names = [name for name in program.graph_signature.user_inputs]
+    names = list(program.graph_signature.user_inputs)
     if not all(isinstance(name, str) for name in names):
         raise UnsupportedModel(
             f"{path.name} takes numbers or None beside tensors: {names}",

@@ -283,7 +283,7 @@ def require_state(state: Mapping[str, str] | None, inputs: Sequence[str], output
 
 
 def facts_of(exported: Exported, plan: CallPlan, free: Dynamic, loaded: Loaded | None) -> dict[str, Any]:
-    """For port.json: how the graph was made. Lines of code by file name only."""
+    """For port.json: how the graph was made."""
     import torch
 
     facts: dict[str, Any] = {"exporter": exported.exporter, "torch": torch.__version__, "opset": exported.opset}
@@ -291,9 +291,6 @@ def facts_of(exported: Exported, plan: CallPlan, free: Dynamic, loaded: Loaded |
         "first_exporter_failed": exported.failed,
         "free_sizes": {name: {str(axis): label for axis, label in axes.items()} for name, axes in free.items()},
         "sizes_tried": exported.tried or [],
-        "decisions_on_sizes": {
-            Path(line.partition(":")[0]).name + ":" + line.partition(":")[2]: g for line, g in exported.guards.items()
-        },
         "constants": dict(plan.constants),
         "weights": loaded.facts if loaded else {},
     }

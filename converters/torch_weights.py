@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel and DistributedDataParallel; torch.compile
 NEAREST = 10
 SHOWN = 20
-BESIDE = (
+BESIDE = (  # words that a name begins with or has after _ . or -
     (r"optim|adam|sgd", "state of the optimiser, for training only"),
-    (r"sched|warmup", "state of the learning-rate schedule, for training only"),
+    (r"sched|lr|warmup", "state of the learning-rate schedule, for training only"),
     (r"scaler|amp|grad", "state of the gradient scaling, for training only"),
-    (r"epoch|step|iter|batch", "how far training went"),
-    (r"arg|config|cfg|param|opt|setting|vocab|class|version", "settings, no weights"),
-    (r"loss|best|acc|metric|score|cer|wer|fitness|ppl", "a result of training"),
+    (r"epoch|step|steps|iter|iteration|global_step", "how far training went"),
+    (r"args?|config|cfg|params?|opts?|settings?|hparams|hyper", "settings, no weights"),
+    (r"loss|best|acc|metrics?|score|fitness", "a result of training"),
     (r"rng|seed|random", "state of the random numbers, for training only"),
 )
 
@@ -126,7 +126,7 @@ def _candidates(value: Any, path: tuple[str, ...]) -> Iterator[_Candidate]:
 
 def is_tensor(value: Any) -> bool:
     """Whether a value of a file is a tensor: described, or torch's own."""
-    return isinstance(value, StoredTensor) or type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype")
+    return isinstance(value, StoredTensor) or (type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype"))
 
 
 def _choose(candidates: list[_Candidate], wanted: Mapping[str, Any], path: Path, what: str, entry: str | None) -> _Candidate:
@@ -198,8 +198,8 @@ def _beside(content: Any, path: tuple[str, ...]) -> list[dict[str, str]]:
 
 def _reason(name: str, item: Any) -> str:
     for pattern, reason in BESIDE:
-        if re.search(pattern, name, re.IGNORECASE) and not (is_tensor(item) and "settings" in reason):
-            return f"{reason}: beside the weights"
+        if re.search(rf"(?:^|[_.-])(?:{pattern})", name, re.IGNORECASE):
+            return reason
     return "holds tensors that are not this module's" if _holds_tensors(item) else "holds no weights"
 
 
