@@ -1,7 +1,7 @@
 """Bring any ONNX graph to the canonical form of this project, without changing a result.
 
 Constants are initializers, shapes are known as far as they can be, nothing is left to compute that is known beforehand, nodes that do nothing
-are gone, and the graph is of opset 24 where that is exact for every node.
+are gone, and the graph is of opset 24, or of the newest that is exact and as fast for every node.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .fold_constants import fold_constants
 from .infer_shapes import infer_shapes
 from .inline_if import inline_if
 from .remove_unused import remove_unused
+from .scalar_inputs import scalar_inputs
 from .tables import Pass
 
 SIMPLIFY: Sequence[tuple[str, Pass]] = (
@@ -26,6 +27,7 @@ SIMPLIFY: Sequence[tuple[str, Pass]] = (
     ("constants_to_initializers", constants_to_initializers),
     ("remove_unused", remove_unused),
     ("infer_shapes", infer_shapes),
+    ("scalar_inputs", scalar_inputs),
     ("fold_constants", fold_constants),  # needs shapes
     ("inline_if", inline_if),  # folding decides conditions
     ("drop_identities", drop_identities),  # last: inlining leaves identities behind
@@ -39,7 +41,7 @@ def canonical(graph: Graph) -> tuple[Graph, list[dict[str, object]]]:
     """Run the table until nothing changes.
 
     returns: the canonical graph, and [{"name", "changes"}] as port.json lists them, one entry per pass with what all rounds changed;
-             convert_version also has "kept", the nodes because of which the graph stays at its opset, when it does
+             convert_version also has "opset", that of the graph now, and when it is below 24 "kept", the nodes that are in the way
     raises:  UnsupportedModel when the passes do not come to an end
     """
     counts: Counter[str] = Counter()
@@ -48,6 +50,7 @@ def canonical(graph: Graph) -> tuple[Graph, list[dict[str, object]]]:
     if counts["convert_version"]:
         graph = _simplified(graph, counts)
     applied: list[dict[str, object]] = [{"name": name, "changes": counts[name]} for name, _ in CANONICAL]
+    applied[-1]["opset"] = graph.model.graph.opset_imports.get("")
     kept = obstacles(graph)
     if kept:
         applied[-1]["kept"] = [*kept[:REASONS], *([f"and {len(kept) - REASONS} more"] if len(kept) > REASONS else [])]

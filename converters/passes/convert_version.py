@@ -1,15 +1,16 @@
-"""Write a graph of opset 9 to 23 in opset 24, where that is exact for every node; else leave it at its opset.
+"""Write a graph of opset 9 to 23 in opset 24, or in the newest opset that is exact and not slower for every node.
 
     Unsqueeze(x, axes=[0])  (opset 12)   ->   Unsqueeze(x, [0])  (opset 24)
 
-All or nothing: `obstacles` names the nodes that stand in the way. Nodes keep their names; what changes is in version_steps.py.
+All nodes or none: `obstacles` names the nodes that keep a graph below 24. Nodes keep their names; what changes is in version_steps.py.
 Functions of the model's own have to be inlined before.
 Bound: none needed, the operators compute the same.
 """
 
 from __future__ import annotations
 
-import onnx
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from porting.types import Graph
@@ -17,7 +18,7 @@ from porting.types import Graph
 from ..graph_builder import IR_VERSION, OPSET
 from .infer_shapes import infer_shapes
 from .rewriting import Names, bodies_of, copied
-from .version_steps import ADAPTERS, MEANING, Refused, needs_nothing, steps
+from .version_steps import ADAPTERS, Refused, needs_nothing, require_known, stop_of, versions
 
 FIRST_OPSET = 9
 SOFTMAX_OF_ONE_AXIS = 13  # the opset from which Softmax means what it does today; before, its conversion depends on ranks
@@ -25,16 +26,38 @@ SOFTMAX_OF_ONE_AXIS = 13  # the opset from which Softmax means what it does toda
 
 def convert_version(graph: Graph) -> tuple[Graph, int]:
     """Count: nodes written otherwise, and one for the opset. Types and ranks must have been inferred."""
+    opset = graph.model.graph.opset_imports.get("", OPSET)
+    target = min([OPSET, *(o.version - 1 for o in _obstacles(graph))])
+    if target <= opset:
+        return graph, 0
+    if opset < SOFTMAX_OF_ONE_AXIS:
+        trial = copied(graph)
+        _convert(trial.model, target)
+        graph = _told_ranks(graph, infer_shapes(trial)[0])
     new = copied(graph)
-    if graph.model.graph.opset_imports.get("", OPSET) < SOFTMAX_OF_ONE_AXIS and not _convert(new.model)[1]:
-        new = _told_ranks(graph, infer_shapes(new)[0])
-    changed, refused = _convert(new.model)
-    return (graph, 0) if refused else (new, changed)
+    changed, _ = _convert(new.model, target)
+    return new, changed
 
 
 def obstacles(graph: Graph) -> list[str]:
-    """ "name (operator): reason" of the nodes because of which the graph stays at its opset; [] when it does not."""
-    return _convert(copied(graph).model)[1]
+    """ "name (operator): reason" of the nodes because of which the graph is below opset 24; [] when it is not."""
+    return [str(o) for o in _obstacles(graph)]
+
+
+def _obstacles(graph: Graph) -> list[_Obstacle]:
+    return _convert(copied(graph).model, OPSET)[1]
+
+
+@dataclass(frozen=True)
+class _Obstacle:
+    """version: the opset that cannot be reached"""
+
+    version: int
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
 
 
 def _told_ranks(graph: Graph, converted: Graph) -> Graph:
@@ -65,43 +88,44 @@ def raise_ir_version(graph: Graph) -> tuple[Graph, int]:
     return new, changes
 
 
-def _convert(model: ir.Model) -> tuple[int, list[str]]:
+def _convert(model: ir.Model, target: int) -> tuple[int, list[_Obstacle]]:
     """Convert in place. (count, obstacles): the model is of no use when there are obstacles."""
     imports = model.graph.opset_imports
     opset = imports.get("", OPSET)
-    if opset >= OPSET:
+    if opset >= target:
         return 0, []
     if opset < FIRST_OPSET:
-        return 0, [f"opset {opset} is below {FIRST_OPSET}"]
+        return 0, [_Obstacle(opset + 1, f"opset {opset}", f"is below {FIRST_OPSET}")]
     if model.functions:
-        return 0, [f"function {f.name} is not inlined" for f in model.functions.values()]
+        return 0, [_Obstacle(opset + 1, f"function {f.name}", "is not inlined") for f in model.functions.values()]
     names = Names(model)
-    changed, refused = 0, []
+    changed, found = 0, []
     for body in bodies_of(model):
         for node in [n for n in body if not n.domain]:
+            what = f"{node.name} ({node.op_type})"
+            version, rewritten = opset + 1, False
             try:
-                changed += _convert_node(node, opset, names)
+                require_known(node, opset)
+                for version in range(opset + 1, target + 1):
+                    rewritten |= _raise_to(node, version, names)
+                changed += rewritten
             except Refused as reason:
-                refused.append(f"{node.name} ({node.op_type}): {reason}")
-    imports[""] = OPSET
-    return changed + 1, refused
+                found.append(_Obstacle(version, what, str(reason)))
+    imports[""] = target
+    return changed + 1, found
 
 
-def _convert_node(node: ir.Node, opset: int, names: Names) -> bool:
-    """Take a node up step by step. raises: Refused"""
-    changed = False
-    for version in range(opset + 1, OPSET + 1):
-        kind = node.op_type
-        if version not in steps(kind, opset, OPSET):
-            continue
-        if (kind, version) in MEANING:
-            raise Refused(MEANING[kind, version])
-        if (kind, version) in ADAPTERS:
-            ADAPTERS[kind, version](node, names)
-            changed = True
-        elif not needs_nothing(kind, version):
-            raise Refused(f"no way from the version before to {version}")
-    unknown = set(node.attributes) - set(onnx.defs.get_schema(node.op_type, OPSET, "").attributes)
-    if unknown:
-        raise Refused(f"attribute {', '.join(sorted(unknown))} is not in the newest version")
-    return changed
+def _raise_to(node: ir.Node, version: int, names: Names) -> bool:
+    """Take a node from the opset before to this one: whether it is written otherwise now. raises: Refused"""
+    stop = stop_of(node)
+    if stop is not None and stop.version == version:
+        raise Refused(stop.reason)
+    if version not in versions(node.op_type):
+        return False
+    adapter = ADAPTERS.get((node.op_type, version))
+    if adapter is not None:
+        adapter(node, names)
+        return True
+    if not needs_nothing(node.op_type, version):
+        raise Refused(f"no way to opset {version}")
+    return False

@@ -63,7 +63,11 @@ ROUNDED = frozenset(
 )  # one IEEE operation each, correctly rounded
 GROWING = frozenset(["ConstantOfShape", "Expand", "Pad", "Range", "Tile"])  # a few bytes may ask for gigabytes
 INTEGERS = (np.dtype(np.int32), np.dtype(np.int64))
-FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+FLOATS = (
+    np.dtype(np.float32),
+    np.dtype(np.float64),
+)  # of half numbers runtimes compute a chain in float32 and round at its end
+HALF = np.dtype(np.float16)
 
 
 def is_exact(node: ir.Node, inputs: Sequence[np.ndarray | None]) -> bool:
@@ -85,7 +89,7 @@ def is_exact(node: ir.Node, inputs: Sequence[np.ndarray | None]) -> bool:
     if kind in LOGIC:
         return True
     if kind in COMPARE:
-        return dtypes <= {*INTEGERS, *FLOATS, np.dtype(np.bool_)}
+        return dtypes <= {*INTEGERS, *FLOATS, HALF, np.dtype(np.bool_)}
     if dtypes <= set(INTEGERS) and kind in INTEGER:
         return kind not in ("Div", "Mod") or bool(np.all(given[1] != 0))
     return dtypes <= set(FLOATS) and kind in ROUNDED
@@ -96,9 +100,9 @@ def _mode(node: ir.Node) -> str:
 
 
 def _is_exact_cast(node: ir.Node, array: np.ndarray) -> bool:
-    """Between plain numbers, and to an integer only what fits: the rest is left to each runtime."""
+    """Between plain numbers, and to integers and half numbers only what fits: the rest is left to each runtime."""
     target = ir.DataType(node.attributes["to"].as_int())
-    plain = {*INTEGERS, *FLOATS, np.dtype(np.bool_), np.dtype(np.uint8), np.dtype(np.int8)}
+    plain = {*INTEGERS, *FLOATS, HALF, np.dtype(np.bool_), np.dtype(np.uint8), np.dtype(np.int8)}
     if target == ir.DataType.STRING or target.bitwidth < 8 or target.numpy() not in plain or array.dtype not in plain:
         return False
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -108,7 +112,8 @@ def _is_exact_cast(node: ir.Node, array: np.ndarray) -> bool:
         range_ = np.iinfo(to)
         low, high = array.min(), array.max()  # as Python numbers: 2**63 - 1 is no float
         return int(low) >= range_.min and int(high) <= range_.max
-    return True
+    with np.errstate(over="ignore"):
+        return to != HALF or bool(np.all(array.astype(HALF).astype(array.dtype) == array))
 
 
 def evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:

@@ -40,8 +40,10 @@ def infer_shapes(graph: Graph) -> tuple[Graph, int]:
     for output, (kind, _) in outputs.items():  # onnx asks for the type of an output
         output.type, output.shape = kind, None
     _infer_into(new.model)
-    for value, (kind, _) in before.items():
+    for value, (kind, declared) in before.items():
         value.type = value.type or kind
+        if value.is_graph_input() and value.shape is None and declared is not None:
+            value.shape = ir.Shape([None] * len(declared))  # a runtime wants the ranks of what a loop hands its body
     for output, (_, declared) in outputs.items():
         merged = _merged(declared, _described(output)[1])
         output.shape = None if merged is None else ir.Shape(merged)

@@ -1,0 +1,252 @@
+"""The ONNX backend test data that comes with the onnx package: what onnxruntime passes gives the same after canonicalisation.
+
+Three questions of every case: does onnxruntime pass the untouched model, are its outputs then bit for bit those of the canonical one, and
+does a second run change nothing. The cases of single operators are asked again at every older opset that means something else to
+one of their operators, which checks each step of version_steps.py by running it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+from onnx.backend.test.case.test_case import TestCase
+from onnx.backend.test.loader import load_model_tests
+
+from porting.converters.passes.canonical import canonical
+from porting.converters.passes.rewriting import bodies_of
+from porting.types import Graph
+from porting.weights import stream_of
+
+NEWEST = 26  # the newest opset that onnxruntime 1.31 takes
+OLDEST = 9
+SAMPLE = 9  # every how many cases of single operators without -m slow
+FOLDERS = ("simple", "pytorch-operator", "pytorch-converted")
+# case -> why its outputs may differ; a case that is listed and agrees is a failure
+EXCEPTIONS: dict[str, str] = {}
+
+
+@cache
+def cases() -> dict[str, TestCase]:
+    """All that are there without a download, by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the makers of the cases divide by zero on purpose
+        found = [case for kind in ("node", *FOLDERS) for case in load_model_tests(kind=kind)]
+    return {case.name: case for case in found}
+
+
+def model_of(case: TestCase) -> onnx.ModelProto:
+    return case.model if case.model is not None else onnx.load(Path(str(case.model_dir), "model.onnx"))
+
+
+def data_of(case: TestCase, model: onnx.ModelProto) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """(feeds by name, outputs expected)"""
+    names = [v.name for v in model.graph.input]
+    if case.data_sets is not None:
+        for inputs, outputs in case.data_sets:
+            yield {n: v for n, v in zip(names, inputs, strict=False) if v is not None}, list(outputs)
+        return
+    for folder in sorted(Path(str(case.model_dir)).glob("test_data_set_*")):
+        inputs = [
+            _read(folder / f"input_{i}.pb", v.type)
+            for i, v in enumerate(model.graph.input)
+            if (folder / f"input_{i}.pb").exists()
+        ]
+        yield (
+            dict(zip(names, inputs, strict=False)),
+            [_read(folder / f"output_{i}.pb", v.type) for i, v in enumerate(model.graph.output)],
+        )
+
+
+def _read(file: Path, kind: onnx.TypeProto) -> Any:
+    if kind.HasField("sequence_type"):
+        return numpy_helper.to_list(onnx.SequenceProto.FromString(file.read_bytes()))
+    return numpy_helper.to_array(onnx.TensorProto.FromString(file.read_bytes()))
+
+
+def whole(graph: Graph) -> bytes:
+    """The graph as one message, streamed weights inside."""
+    model = graph.model.clone()
+    for body in bodies_of(model):
+        for value in body.initializers.values():
+            if stream_of(value.const_value) is not None:
+                value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+    return ir.serde.serialize_model(model).SerializeToString()
+
+
+def run(model: bytes, feeds: dict[str, Any]) -> list[Any]:
+    """Outputs in onnxruntime without optimisations, so that each operator runs as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {n: v for n, v in feeds.items() if n in {i.name for i in session.get_inputs()}})
+
+
+def try_run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any] | None:
+    """As `run`; None where onnxruntime does not take the model or the feeds."""
+    try:
+        return run(model.SerializeToString(), feeds)
+    except Exception:  # its binding raises a class per status, and TypeError for what it cannot convert
+        return None
+
+
+def close(got: Any, wanted: Any, rtol: float, atol: float) -> bool:
+    """As onnx's own runner compares."""
+    if isinstance(wanted, list | tuple):
+        return (
+            isinstance(got, list | tuple)
+            and len(got) == len(wanted)
+            and all(close(g, w, rtol, atol) for g, w in zip(got, wanted, strict=True))
+        )
+    if got is None or wanted is None:
+        return got is None and wanted is None
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    if got.shape != wanted.shape:
+        return False
+    if wanted.dtype.kind in "OSU":
+        return bool(np.all(got.astype(str) == wanted.astype(str)))
+    if got.dtype != wanted.dtype:
+        return False
+    return (
+        bool(np.allclose(got.astype(np.float64), wanted.astype(np.float64), rtol, atol, equal_nan=True))
+        if wanted.dtype.kind != "c"
+        else bool(np.allclose(got, wanted))
+    )
+
+
+def same_bits(got: Any, wanted: Any) -> bool:
+    if isinstance(wanted, list):
+        return (
+            isinstance(got, list) and len(got) == len(wanted) and all(same_bits(g, w) for g, w in zip(got, wanted, strict=True))
+        )
+    if got is None or wanted is None:
+        return got is None and wanted is None
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        return False
+    return bool(np.all(got == wanted)) if wanted.dtype.kind in "OSU" else got.tobytes() == wanted.tobytes()
+
+
+def difference(got: list[Any], wanted: list[Any]) -> str:
+    """A line for the report."""
+    parts = []
+    for g, w in zip(got, wanted, strict=True):
+        if not isinstance(w, np.ndarray) or g.shape != w.shape or g.dtype != w.dtype or w.dtype.kind in "OSU":
+            parts.append(f"{g!r:.80} for {w!r:.80}")
+        elif not same_bits(g, w):
+            parts.append(
+                f"{w.dtype}{list(w.shape)} off by {np.nanmax(np.abs(g.astype(np.float64) - w.astype(np.float64))):.3g}"
+            )
+    return "; ".join(parts)
+
+
+def require_same(name: str, model: onnx.ModelProto, feeds: dict[str, Any], before: list[Any]) -> str:
+    """ "" or how the canonical model differs."""
+    graph = Graph(ir.serde.deserialize_model(model))
+    made, _ = canonical(graph)
+    proto = whole(made)
+    try:
+        after = run(proto, feeds)
+    except Exception as error:
+        return f"{name}: does not run: {error}"
+    if not same_bits(after, before):
+        return f"{name}: {difference(after, before)}"
+    again, applied = canonical(made)
+    if whole(again) != proto or any(entry["changes"] for entry in applied):
+        return f"{name}: a second run changes {applied}"
+    return ""
+
+
+def check(name: str) -> str | None:
+    """None when onnxruntime does not pass the case itself; else "" or what is wrong."""
+    case = cases()[name]
+    model = model_of(case)
+    if any(entry.domain in ("", "ai.onnx") and entry.version > NEWEST for entry in model.opset_import):
+        model = older(model, NEWEST)
+    for feeds, wanted in data_of(case, model):
+        before = try_run(model, feeds)
+        if before is None or not close(before, wanted, case.rtol, case.atol):
+            return None
+        if wrong := require_same(name, model, feeds, before):
+            return wrong
+    return ""
+
+
+def older(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The same nodes, declared to be of another opset. Whether that is a model, onnxruntime says."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for entry in changed.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = opset
+    return changed
+
+
+def opsets_of(model: onnx.ModelProto) -> list[int]:
+    """Opsets from OLDEST on, older than the model's, at which one of its operators meant something else."""
+    now = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    used = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}
+    known = {s.since_version for s in onnx.defs.get_all_schemas_with_history() if s.name in used and s.domain == ""}
+    return sorted(max(v, OLDEST) for v in {*known, OLDEST} if max(v, OLDEST) < min(now, NEWEST + 1))
+
+
+def by_name(names: list[str]) -> None:
+    """Check them all and report all that is wrong at once."""
+    wrong, passed = [], 0
+    for name in names:
+        answer = check(name)
+        passed += answer is not None
+        if name in EXCEPTIONS:
+            if answer == "":
+                wrong.append(f"{name} agrees: take it off EXCEPTIONS")
+        elif answer:
+            wrong.append(answer)
+    assert not wrong, "\n".join(wrong)
+    assert passed > len(names) / 2, "onnxruntime passes most of the data"
+
+
+def node_cases() -> list[str]:
+    return sorted(name for name, case in cases().items() if case.kind == "node" or case.model is not None)
+
+
+def test_models_in_folders():
+    by_name(sorted(name for name, case in cases().items() if case.model_dir is not None))
+
+
+def test_a_sample_of_the_operators():
+    by_name(node_cases()[::SAMPLE])
+
+
+@pytest.mark.slow
+def test_every_operator():
+    by_name(node_cases())
+
+
+def check_older(name: str) -> list[str]:
+    """What is wrong when the case's nodes are taken as written at older opsets, where onnxruntime runs them."""
+    case = cases()[name]
+    wrong = []
+    for opset in opsets_of(model_of(case)):
+        model = older(model_of(case), opset)
+        for feeds, _ in data_of(case, model):
+            before = try_run(model, feeds)
+            if before is not None and (answer := require_same(f"{name} at opset {opset}", model, feeds, before)):
+                wrong.append(answer)
+    return wrong
+
+
+@pytest.mark.slow
+def test_every_operator_at_every_opset():
+    wrong = [answer for name in node_cases() for answer in check_older(name)]
+    assert not wrong, "\n".join(wrong)
