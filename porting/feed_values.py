@@ -127,11 +127,13 @@ def _pictorial(spec: TensorSpec) -> bool:
 
 
 def _length(specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Positions that lengths and masks may count: of the axis after the batch, the smallest among the inputs that carry data."""
+    """Positions that lengths and masks may count: the last axis of masks and ids, else the second of a signal, else of numbers."""
     kinds = {spec.name: kind_of(spec) for spec in specs}
-    data = [shapes[n] for n, kind in kinds.items() if kind in ("ids", "signal", "numbers", "image") and len(shapes[n]) > 1]
-    masks = [shapes[n][-1] for n, kind in kinds.items() if kind == "mask" and shapes[n]]
-    return max(1, min([s[1] for s in data] + masks, default=1))
+    for wanted, axis in ((("mask", "ids"), -1), (("signal",), 1), (("numbers", "image"), 1)):
+        found = [shapes[name][axis] for name, kind in kinds.items() if kind in wanted and len(shapes[name]) > 1]
+        if found:
+            return max(1, min(found))
+    return 1
 
 
 class _Draw:
@@ -195,9 +197,16 @@ class _Draw:
         return np.clip(127.5 + 127.5 * picture, 0, 255).astype(np.uint8) if integral else picture
 
     def _signal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Three sines and noise along the last axis, amplitude below 0.5; each row has its own."""
+        """Along the last axis, below 0.5: three sines and noise, or with an odd seed a voice: harmonics of one pitch that swell and fade, with
+        breath. Each row has its own."""
         rows = int(np.prod(shape[:-1], dtype=np.int64))
         time = np.arange(shape[-1]) / RATES[0]
-        pitch, phase = self.rng.uniform(80, 1200, (rows, 3, 1)), self.rng.uniform(0, 2 * np.pi, (rows, 3, 1))
-        tones = 0.12 * np.sin(2 * np.pi * pitch * time + phase).sum(1)
-        return (tones + np.clip(0.02 * self.rng.standard_normal(tones.shape), -0.1, 0.1)).reshape(shape)
+        noise = np.clip(self.rng.standard_normal((rows, shape[-1])), -3, 3)
+        phase = self.rng.uniform(0, 2 * np.pi, (rows, 12, 1))
+        if self.seed % 2 == 0:
+            pitch = self.rng.uniform(80, 1200, (rows, 3, 1))
+            return (0.12 * np.sin(2 * np.pi * pitch * time + phase[:, :3]).sum(1) + 0.02 * noise).reshape(shape)
+        harmonics = np.arange(1, 13)[:, None]
+        voice = (np.sin(2 * np.pi * self.rng.uniform(90, 250, (rows, 1, 1)) * harmonics * time + phase) / harmonics).sum(1)
+        swell = 0.5 + 0.5 * np.sin(2 * np.pi * self.rng.uniform(2, 9, (rows, 1)) * time + phase[:, 0])
+        return (np.clip(0.2 * voice, -0.4, 0.4) * swell + 0.03 * noise).reshape(shape)

@@ -57,10 +57,17 @@ class Measured:
 
 
 def judge_graph(
-    port: Port, reference: GraphReference, device: str, *, command: str = "validate", progress: Any = silent
+    port: Port,
+    reference: GraphReference,
+    device: str,
+    *,
+    command: str = "validate",
+    progress: Any = silent,
+    more: Sequence[Check] = (),
 ) -> Verdict:
     """Run every check of a port of kind "graph" or "encoder" against a reference.
 
+    more:   checks of the same port that were made elsewhere
     raises: InputError (inputs that show nothing), DeviceUnavailable, OutOfResources
     """
     start = time.perf_counter()
@@ -78,7 +85,7 @@ def judge_graph(
             ran_on = str(runs.session.device)
         advance(1)
     gone = folded_check(reference.conditionals, ifs)
-    checks += [*([gone] if gone else []), *_checks(measured)]
+    checks += [*([gone] if gone else []), *_checks(measured), *more]
     undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED]
     return Verdict.from_checks(
         command,

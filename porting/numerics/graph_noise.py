@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -22,7 +23,7 @@ from porting.onnx_facts import valued_names
 
 MULTIPLE = 4  # errors of this many times the size of one rounding each
 ELEMENTARY = 4  # ulps that a kernel's exp, tanh or erf may be off, in place of one rounding
-ROUNDING = {
+ROUNDING: Mapping[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
     TensorProto.FLOAT16: "float16",
@@ -33,23 +34,138 @@ _INTEGRAL = frozenset(
 ) | frozenset((TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64))
 # operators that only move, choose or compare what is there: nothing is rounded
 EXACT = frozenset(
-    "Abs ArgMax ArgMin Cast CastLike Ceil Clip Compress Concat ConcatFromSequence Constant ConstantOfShape DepthToSpace Dropout Equal Expand "
-    "EyeLike Flatten Floor Gather GatherElements GatherND Greater GreaterOrEqual GlobalMaxPool Hardmax Identity If IsInf IsNaN Less "
-    "LessOrEqual Loop Max MaxPool MaxUnpool Min Neg NonMaxSuppression NonZero Not OneHot Optional OptionalGetElement Pad "
-    "QuantizeLinear Range ReduceMax ReduceMin Relu Reshape ReverseSequence Round Scan Scatter ScatterElements ScatterND SequenceAt "
-    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert Shape Sign Size Slice SpaceToDepth Split SplitToSequence Squeeze "
-    "StringNormalizer TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Upsample Where".split()
+    [
+        "Abs",
+        "ArgMax",
+        "ArgMin",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Clip",
+        "Compress",
+        "Concat",
+        "ConcatFromSequence",
+        "Constant",
+        "ConstantOfShape",
+        "DepthToSpace",
+        "Dropout",
+        "Equal",
+        "Expand",
+        "EyeLike",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Greater",
+        "GreaterOrEqual",
+        "GlobalMaxPool",
+        "Hardmax",
+        "Identity",
+        "If",
+        "IsInf",
+        "IsNaN",
+        "Less",
+        "LessOrEqual",
+        "Loop",
+        "Max",
+        "MaxPool",
+        "MaxUnpool",
+        "Min",
+        "Neg",
+        "NonMaxSuppression",
+        "NonZero",
+        "Not",
+        "OneHot",
+        "Optional",
+        "OptionalGetElement",
+        "Pad",
+        "QuantizeLinear",
+        "Range",
+        "ReduceMax",
+        "ReduceMin",
+        "Relu",
+        "Reshape",
+        "ReverseSequence",
+        "Round",
+        "Scan",
+        "Scatter",
+        "ScatterElements",
+        "ScatterND",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "Shape",
+        "Sign",
+        "Size",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "SplitToSequence",
+        "Squeeze",
+        "StringNormalizer",
+        "TensorScatter",
+        "ThresholdedRelu",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Trilu",
+        "Unique",
+        "Unsqueeze",
+        "Upsample",
+        "Where",
+    ]
 )
 _ELEMENTARY = frozenset(
-    "Acos Acosh Asin Asinh Atan Atanh BiasGelu Celu Cos Cosh Elu Erf Exp FastGelu Gelu HardSwish Log LogSoftmax Mish Pow QuickGelu "
-    "Selu Sigmoid Sin Sinh Softmax Softplus Swish Tan Tanh".split()
+    [
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "BiasGelu",
+        "Celu",
+        "Cos",
+        "Cosh",
+        "Elu",
+        "Erf",
+        "Exp",
+        "FastGelu",
+        "Gelu",
+        "HardSwish",
+        "Log",
+        "LogSoftmax",
+        "Mish",
+        "Pow",
+        "QuickGelu",
+        "Selu",
+        "Sigmoid",
+        "Sin",
+        "Sinh",
+        "Softmax",
+        "Softplus",
+        "Swish",
+        "Tan",
+        "Tanh",
+    ]
 )
 _BOUNDED = frozenset(
     ("Sigmoid", "Tanh", "Erf", "Softmax", "Sin", "Cos")
 )  # approximated to a few u of 1, whatever the size of the result
 # operators that subtract something of the size of their input first, and so round relative to that
 _CENTRING = frozenset(
-    "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization LogSoftmax MeanVarianceNormalization Softmax".split()
+    [
+        "BatchNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LogSoftmax",
+        "MeanVarianceNormalization",
+        "Softmax",
+    ]
 )
 
 Shape = tuple[int, ...]
@@ -128,7 +244,7 @@ class _Injector:
         if wide != kind:
             exact = f"{name}/wide"
             yield helper.make_node("Cast", [source], [exact], name=exact, to=wide)
-        random: dict[str, float] = {"dtype": wide, "low": -scale, "high": scale}
+        random: dict[str, Any] = {"dtype": wide, "low": -scale, "high": scale}
         yield helper.make_node("RandomUniformLike", [exact], [f"{name}/e"], name=f"{name}/e", seed=float(self.count), **random)
         yield helper.make_node("Mul", [exact, f"{name}/e"], [f"{name}/d"], name=f"{name}/d")
         total = f"{name}/sum" if wide != kind or bounded else target

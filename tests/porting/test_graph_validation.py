@@ -29,7 +29,7 @@ from porting.verdict import Verdict
 from tests.small_ports import MANIFEST
 
 Edit = Callable[[onnx.ModelProto], None]
-F, I = TensorProto.FLOAT, TensorProto.INT64
+F, INT = TensorProto.FLOAT, TensorProto.INT64
 
 
 def weight(name: str, *shape: int, seed: int = 0, scale: float = 1.0) -> onnx.TensorProto:
@@ -149,7 +149,7 @@ def network() -> onnx.ModelProto:
         weight("wk", D, D, scale=D**-0.5),
         constant("scale", D**-0.5),
     ]
-    outputs = {"y": ["batch", "time", D], "pooled": ["batch", D], "ids": (["batch", "time"], I)}
+    outputs = {"y": ["batch", "time", D], "pooled": ["batch", D], "ids": (["batch", "time"], INT)}
     return model(nodes, {"x": ["batch", "time", D]}, outputs, weights)
 
 
