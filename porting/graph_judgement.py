@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,38 @@ from porting.conversion import Canonical, graph_config
 from porting.dtypes import dtype_of
 from porting.errors import InputError
 from porting.feeds import Cases, cases_from_npz, find_cases, require_feeds
-from porting.golden import Golden, ModelIdentity
+from porting.golden_file import ModelIdentity
+from porting.graph_golden import GoldenGraphReference, GraphGolden, golden_of_graph
 from porting.graph_reference import GraphReference, OriginalReference
 from porting.graph_validation import judge_graph
 from porting.identity import graph_hash
-from porting.port_folder import Port
+from porting.port_folder import MODEL, Port
+from porting.port_original import PortOriginal
 from porting.progress import silent
+from porting.recording import tool_versions
 from porting.state import batch_place, state_buffers
-from porting.types import GraphSource, Program, StatePair, StateSpec, TensorSpec
+from porting.types import GraphSource, Original, Program, StatePair, StateSpec, TensorSpec
 from porting.verdict import Verdict, printable
 
 
 class GraphJudgement:
     """A reference for ports of kind "graph".
 
-    config: as port.json has it: inputs and outputs tell one model from another, the numbers show the rest
+    config: as port.json has it: inputs and outputs tell one model from another, the numbers show the rest; None of a golden, which has its hash
     """
 
-    def __init__(self, reference: GraphReference, config: Mapping[str, Any]) -> None:
+    def __init__(self, reference: GraphReference, cases: Cases, config: Mapping[str, Any] | None) -> None:
         self.reference = reference
+        self.cases = cases
         self.description = reference.description
         self._config = config
 
     def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """raises: InputError for a model with other inputs or outputs"""
+        if isinstance(self.reference, GoldenGraphReference):
+            self.reference.golden.require_model(ModelIdentity(architecture, graph_hash(config), {}))
+            return
+        assert self._config is not None
         if graph_hash(config) == graph_hash(self._config):
             return
         differing = [
@@ -57,25 +66,56 @@ class GraphJudgement:
         self.require_model(str(port.manifest["architecture"]), port.manifest["config"])
         return judge_graph(port, self.reference, device, command=command, progress=progress)
 
-    def golden(self, identity: ModelIdentity, device: str = "cpu") -> Golden:
-        raise NotImplementedError
+    def golden(self, identity: ModelIdentity, device: str = "cpu") -> GraphGolden:
+        """What the reference computed, or the golden that it came from."""
+        return golden_of_graph(
+            self.reference, self.cases.feeds, self.cases.recipes, identity, tool_versions(), "source", device
+        )
 
 
 def judgement_of_graph(canonical: Canonical, source: GraphSource, inputs: Sequence[Path]) -> GraphJudgement:
     """The untouched model, with the user's inputs, or generated ones. raises: InputError when nothing fits it"""
     pairs = canonical.graph.state.pairs
+    cases = cases_for(source, inputs, pairs)
     reference = OriginalReference(
         source.original,
-        cases_for(source, inputs, pairs),
+        cases,
         source.inputs,
         source.outputs,
         pairs,
         source.onnx_path,
     )
-    return GraphJudgement(reference, graph_config(source))
+    return GraphJudgement(reference, cases, graph_config(source))
 
 
-def cases_for(source: GraphSource, inputs: Sequence[Path], pairs: Sequence[StatePair]) -> Cases:
+def judgement_of_graph_golden(path: Path) -> GraphJudgement:
+    """What was recorded. raises: InputError"""
+    golden = GraphGolden.load(path)
+    return GraphJudgement(GoldenGraphReference(golden, path.name), Cases(golden.cases, golden.recipes), None)
+
+
+def judgement_of_graph_port(port: Port, inputs: Sequence[Path], device: str) -> GraphJudgement:
+    """Another port, or one to be recorded. raises: InputError, DeviceUnavailable"""
+    program = port.program()
+    interface = Interface(program.inputs, program.outputs, (), lambda: PortOriginal(port, device))
+    cases = cases_for(interface, inputs, program.state.pairs)
+    reference = OriginalReference(
+        interface.original, cases, program.inputs, program.outputs, program.state.pairs, port.path / MODEL, "self"
+    )
+    return GraphJudgement(reference, cases, port.manifest["config"])
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What of a source is needed to find inputs for it."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    examples: Sequence[Mapping[str, Any]]
+    original: Callable[[], Original]
+
+
+def cases_for(source: GraphSource | Interface, inputs: Sequence[Path], pairs: Sequence[StatePair]) -> Cases:
     """What a graph is validated on.
 
     The user's examples, and each of them stretched along each free dimension; without any, generated inputs that the original takes.
@@ -109,7 +149,7 @@ def _read(inputs: Sequence[Path], specs: Sequence[TensorSpec], without_state: Se
         return cases_from_npz(inputs, specs).feeds
 
 
-def with_state(feeds: Mapping[str, Any], source: GraphSource, pairs: Sequence[StatePair]) -> dict[str, Any]:
+def with_state(feeds: Mapping[str, Any], source: GraphSource | Interface, pairs: Sequence[StatePair]) -> dict[str, Any]:
     """`feeds` with zeros for the state that it leaves out. raises: InputError for state whose size nothing settles"""
     missing = [pair.input for pair in pairs if pair.input not in feeds]
     if not missing:

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from porting.conversion import LANGUAGE_MODEL, Canonical, canonical_graph
+from porting.conversion import GRAPH, LANGUAGE_MODEL, Canonical, canonical_graph
+from porting.encoder_validation import judgement_of_encoder, judgement_of_encoder_golden, judgement_of_encoder_port
 from porting.errors import EvidenceUnavailable, InputError, UsageError
-from porting.golden import Golden, ModelIdentity
-from porting.graph_judgement import judgement_of_graph
+from porting.golden import Golden
+from porting.golden_file import ModelIdentity
+from porting.graph_golden import GraphGolden
+from porting.graph_judgement import judgement_of_graph, judgement_of_graph_golden, judgement_of_graph_port
 from porting.inputs import cases_of
 from porting.language_validation import LanguageJudgement
 from porting.port_folder import EVIDENCE, MANIFEST, Port, open_port
@@ -42,7 +45,7 @@ class Judgement(Protocol):
 
     def judge(self, port: Port, device: str, *, command: str = "validate", progress: Any = silent) -> Verdict: ...
 
-    def golden(self, identity: ModelIdentity, device: str = "cpu") -> Golden:
+    def golden(self, identity: ModelIdentity, device: str = "cpu") -> Golden | GraphGolden:
         """What the reference computed, or the golden that it came from."""
 
 
@@ -56,7 +59,8 @@ def judgement_of_source(canonical: Canonical, inputs: Sequence[Path]) -> Judgeme
         return LanguageJudgement(UpstreamReference(source, cases), source)
     if is_graph(source):
         return judgement_of_graph(canonical, source, inputs)
-    raise NotImplementedError
+    require_upstream()
+    return judgement_of_encoder(canonical, source, inputs)
 
 
 def judgement_of_golden(
@@ -71,10 +75,12 @@ def judgement_of_golden(
         raise InputError(f"no such golden: {path}", where="--against", next="`porting record` makes one")
     if inputs:
         raise UsageError("a golden has its own inputs", where="--inputs", next="leave --inputs out")
+    if kind == GRAPH:
+        return judgement_of_graph_golden(path)
+    assert source is None or is_checkpoint(source)
     if kind == LANGUAGE_MODEL:
-        assert source is None or is_checkpoint(source)
         return LanguageJudgement(GoldenReference.load(path), source)
-    raise NotImplementedError
+    return judgement_of_encoder_golden(path, source)
 
 
 def judgement_of_port(port: Port, inputs: Sequence[Path], device: str) -> Judgement:
@@ -82,7 +88,7 @@ def judgement_of_port(port: Port, inputs: Sequence[Path], device: str) -> Judgem
     if port.manifest["kind"] == LANGUAGE_MODEL:
         cases = cases_of(port.manifest["config"], port.side_file("tokenizer.json"), inputs)
         return LanguageJudgement(PortReference(port, cases, device))
-    raise NotImplementedError
+    return (judgement_of_graph_port if port.manifest["kind"] == GRAPH else judgement_of_encoder_port)(port, inputs, device)
 
 
 @contextmanager

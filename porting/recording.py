@@ -10,6 +10,7 @@ from typing import Any
 from porting.conversion import GRAPH, canonical_graph, graph_config
 from porting.errors import UsageError
 from porting.golden import Golden, GoldenCase, ModelIdentity
+from porting.graph_golden import GraphGolden
 from porting.identity import config_hash, graph_hash
 from porting.inputs import paths_of
 from porting.numerics.sketch import sketch
@@ -35,7 +36,7 @@ def record(
     force: bool = False,
     progress: Any = silent,
     **options: Any,
-) -> Golden:
+) -> Golden | GraphGolden:
     """Record what `source` computes on fixed inputs.
 
     source:  as `porting.convert` takes it, run by the upstream implementation in fp32, by plain onnxruntime or by torch, on the CPU;
@@ -51,7 +52,7 @@ def record(
         raise UsageError(f"no level {level!r}", where="--level", next=f"known: {', '.join(LEVELS)}")
     with progress("record", 1, unit="runs") as advance:
         if isinstance(source, (str, Path)) and (Path(source) / MANIFEST).is_file():
-            golden = _of_port(Path(source), device, paths_of(inputs))
+            golden: Golden | GraphGolden = _of_port(Path(source), device, paths_of(inputs))
         else:
             golden = _of_source(source, device, paths_of(inputs), options)
         advance(1)
@@ -97,7 +98,7 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def _of_source(source: Any, device: str, inputs: Sequence[Path], options: Mapping[str, Any]) -> Golden:
+def _of_source(source: Any, device: str, inputs: Sequence[Path], options: Mapping[str, Any]) -> Golden | GraphGolden:
     from porting.judgement import judgement_of_source
 
     with opened(source, inputs=inputs, **options) as found:
@@ -111,7 +112,7 @@ def _of_source(source: Any, device: str, inputs: Sequence[Path], options: Mappin
         return judgement.golden(identity_of(found, canonical.architecture))
 
 
-def _of_port(source: Path, device: str, inputs: Sequence[Path]) -> Golden:
+def _of_port(source: Path, device: str, inputs: Sequence[Path]) -> Golden | GraphGolden:
     from porting.judgement import judgement_of_port
 
     port = open_port(source)
