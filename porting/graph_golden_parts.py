@@ -17,7 +17,7 @@ from porting.errors import InputError
 from porting.feed_values import GENERATOR, symbols
 from porting.feeds import Recipe, feeds_hash
 from porting.golden_file import INPUT_DTYPES, MAX_ELEMENTS, array_content, array_from, sketch_content, sketch_from, texts_from
-from porting.graph_reference import Difference, Expected, ExpectedArray, misfit
+from porting.graph_outputs import Difference, Expected, ExpectedArray, misfit
 from porting.graph_runs import Part
 from porting.numerics.sketch import Sketch, estimate_difference, sketch
 from porting.onnx_facts import Conditional

@@ -16,7 +16,8 @@ from typing import Any
 from porting.branches import ForcedPort, conditionals_of, folded, folded_check
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
-from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, Difference, GraphReference, Recorded, measure_noise, noise_of
+from porting.graph_outputs import Difference
+from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, GraphReference, Recorded, measure_noise, noise_of
 from porting.graph_runs import Run, execute, flat
 from porting.noisy_original import lengths_of
 from porting.numerics.bounds import UNIT_ROUNDOFF, rounding_bound

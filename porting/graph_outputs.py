@@ -1,0 +1,99 @@
+"""One output against what it should be: how far apart, and where."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A port's output against the reference's.
+
+    value:     relative L2 error; of exact outputs the number of elements that differ
+    where:     the place of the largest
+    problem:   why both cannot be compared, "" when they can
+    undecided: why the difference may be there in a right port, "" when it may not
+    """
+
+    value: float
+    where: str
+    problem: str = ""
+    undecided: str = ""
+
+
+class Expected(Protocol):
+    """One output of one step, as it should be.
+
+    exact: integers, booleans and texts, of which every element has to be equal
+    """
+
+    @property
+    def exact(self) -> bool: ...
+    def compare(self, name: str, array: np.ndarray) -> Difference: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedArray:
+    """The array itself.
+
+    unstable: elements of an exact output that roundings change, which say nothing; None where none do
+    """
+
+    array: np.ndarray
+    unstable: np.ndarray | None = None
+
+    @property
+    def exact(self) -> bool:
+        return is_exact(self.array.dtype)
+
+    def compare(self, name: str, array: np.ndarray) -> Difference:
+        problem = misfit(self.array.shape, str(self.array.dtype), array)
+        if problem:
+            return Difference(math.inf, name, problem)
+        if self.exact:
+            wrong = self.array != array
+            if self.unstable is not None:
+                wrong = wrong & ~self.unstable
+            return Difference(int(np.count_nonzero(wrong)), _place(name, wrong))
+        return Difference(relative_error(self.array, array), _place(name, _gap(self.array, array)))
+
+
+def is_exact(dtype: np.dtype) -> bool:
+    """Integers, booleans and texts."""
+    return dtype.kind in "biuOUS"
+
+
+def misfit(shape: tuple[int, ...], dtype: str, array: np.ndarray) -> str:
+    """Why an output cannot be compared; "" when it can."""
+    wanted, got = (dtype, shape), (str(array.dtype), array.shape)
+    if wanted == got or (wanted[1] == got[1] and {dtype, str(array.dtype)[:2]} <= {"object", "<U", "ob"}):
+        return ""
+    return f"expected {dtype}{list(shape)}, got {array.dtype}{list(array.shape)}"
+
+
+def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """|candidate - reference| / |reference| in L2; equal infinities are equal, any other non-finite difference is NaN or inf."""
+    r, c = reference.astype(np.float64), candidate.astype(np.float64)
+    same = reference == candidate
+    r, c = np.where(same & np.isinf(r), 0.0, r), np.where(same & np.isinf(c), 0.0, c)
+    scale = max(float(np.abs(r[np.isfinite(r)]).max(initial=0.0)), np.finfo(np.float64).tiny)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = math.sqrt(float(np.square((c - r) / scale).sum()))
+        size = math.sqrt(float(np.square(r / scale).sum()))
+    return difference / size if size else (0.0 if difference == 0 else difference if math.isnan(difference) else math.inf)
+
+
+def _gap(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where(reference == candidate, 0.0, np.abs(candidate.astype(np.float64) - reference.astype(np.float64)))
+
+
+def _place(name: str, gap: np.ndarray) -> str:
+    if not gap.size:
+        return name
+    index = np.unravel_index(int(np.argmax(gap)), gap.shape)  # numpy's argmax stops at the first NaN
+    return f"{name}[{', '.join(str(int(i)) for i in index)}]" if index else name
