@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from porting.errors import UsageError
-from porting.graph_bench import ROUNDS as GRAPH_ROUNDS
 from porting.graph_bench import bench_graph, ratio
 from porting.port_folder import Port, open_port
 from porting.progress import silent
@@ -50,7 +49,7 @@ def bench(
 
     compare: another port, run on the same device; for a port of a graph also an .onnx file, run in plain onnxruntime with all
              optimisations and as many threads
-    rounds:  5 of a language model, 25 of any other
+    rounds:  None is 5 of a language model, and of any other as many as fit into four seconds, 15 to 200
     sizes:   dimension -> size of the generated inputs, of a port that is no language model
     returns: a JSON-able object: of a language model load_seconds, prefill_tokens_per_second and decode_ms (p50, p90 over rounds),
              decode_tokens_per_second; of any other load_seconds, run_ms, runs_per_second and the shapes of its inputs; peak_rss_bytes;
@@ -67,7 +66,7 @@ def bench(
             "a language model and something else cannot be compared", where="bench", next="compare two ports of language models"
         )
     if not any(language):
-        return _bench_graph(ports, untouched, device, sizes or {}, GRAPH_ROUNDS if rounds is None else rounds, progress)
+        return _bench_graph(ports, untouched, device, sizes or {}, rounds, progress)
     if sizes:
         raise UsageError("a language model has no --size", where="bench", next="give --prompt-tokens and --new-tokens")
     rounds = 5 if rounds is None else rounds
@@ -110,7 +109,7 @@ def bench(
 
 
 def _bench_graph(
-    ports: Sequence[Port], untouched: Path | None, device: str, sizes: Mapping[str, int], rounds: int, progress: Any
+    ports: Sequence[Port], untouched: Path | None, device: str, sizes: Mapping[str, int], rounds: int | None, progress: Any
 ) -> dict[str, Any]:
     opened = []
     try:

@@ -21,8 +21,9 @@ from porting.progress import silent
 from porting.session import Session
 from porting.types import Program
 
-ROUNDS = 25
-BLOCK_SECONDS = 0.02  # of runs in a row: long beside the clock, short beside the machine's moods
+ROUNDS = (15, 200)  # at least, at most; in between as many as fit into SECONDS
+SECONDS = 4.0
+BLOCK_SECONDS = 0.005  # of runs in a row: long beside the clock, short enough that a neighbour leaves most blocks alone
 PAUSE_SECONDS = 0.003  # between blocks: the other side's threads spin on for a while
 
 
@@ -39,8 +40,11 @@ def summary(name: str, precision: str, load_seconds: float, samples_ms: Sequence
     }
 
 
-def in_turn(calls: Sequence[Callable[[], object]], rounds: int, progress: Any = silent) -> list[list[float]]:
-    """Milliseconds per call of each function, one number per round; blocks of each in turn, the order turning round by round."""
+def in_turn(calls: Sequence[Callable[[], object]], rounds: int | None = None, progress: Any = silent) -> list[list[float]]:
+    """Milliseconds per call of each function, one number per round; blocks of each in turn, the order turning round by round.
+
+    rounds: None takes as many as fit into SECONDS, within ROUNDS
+    """
     once = []
     for call in calls:
         call()
@@ -48,6 +52,9 @@ def in_turn(calls: Sequence[Callable[[], object]], rounds: int, progress: Any = 
         call()
         once.append(time.perf_counter() - start)
     runs = max(1, int(BLOCK_SECONDS / max(min(once), 1e-7)))
+    if rounds is None:
+        a_round = sum(PAUSE_SECONDS + (runs + 1) * seconds for seconds in once)
+        rounds = min(max(int(SECONDS / a_round), ROUNDS[0]), ROUNDS[1])
     samples: list[list[float]] = [[] for _ in calls]
     with progress("bench", rounds + 1, unit="rounds") as advance:
         for round_ in range(rounds + 1):
@@ -149,7 +156,7 @@ def bench_graph(
     untouched: Path | None,
     device: str,
     sizes: Mapping[str, int],
-    rounds: int,
+    rounds: int | None,
     progress: Any = silent,
 ) -> dict[str, Any]:
     """The parts of a report that differ between a graph and a language model: policy, inputs, port, compare, run_speed_ratio.
@@ -169,7 +176,7 @@ def bench_graph(
     samples = in_turn(calls, rounds, progress)
     measured = [summary(*side, values) for side, values in zip(sides, samples, strict=True)]
     report: dict[str, Any] = {
-        "policy": f"{rounds} rounds after one to warm up, medians; blocks of {BLOCK_SECONDS * 1e3:.0f} ms in turn, generated inputs",
+        "policy": f"{len(samples[0])} rounds after one to warm up, medians; blocks of {BLOCK_SECONDS * 1e3:.0f} ms in turn, generated inputs",
         "inputs": {name: [len(v)] if isinstance(v, list) else list(v.shape) for name, v in feeds.items()},
         "port": measured[0],
     }

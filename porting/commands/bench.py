@@ -23,7 +23,7 @@ from . import options
 )
 @click.option("--prompt-tokens", default=128, show_default=True, help="Of a language model.")
 @click.option("--new-tokens", default=32, show_default=True, help="Of a language model.")
-@click.option("--rounds", type=int, help="5 for a language model, 25 for any other, unless given.")
+@click.option("--rounds", type=int, help="Unless given 5 for a language model, 15 to 200 for any other.")
 @click.option(
     "--size", "sizes", metavar="NAME=N", multiple=True, help="Size of a free dimension of the inputs, such as batch=1."
 )
