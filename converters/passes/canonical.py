@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import onnx_ir as ir
+
 from porting.errors import UnsupportedModel
 from porting.types import Graph
 
 from .constants_to_initializers import constants_to_initializers
-from .convert_version import convert_version, obstacles, raise_ir_version
+from .convert_version import convert_version, obstacles
 from .drop_identities import drop_identities
 from .fold_constants import fold_constants
 from .infer_shapes import infer_shapes
 from .inline_if import inline_if
+from .raise_ir_version import raise_ir_version
 from .remove_unused import remove_unused
+from .rewriting import ModelPass, copied
 from .scalar_inputs import scalar_inputs
 from .tables import Pass
 
-SIMPLIFY: Sequence[tuple[str, Pass]] = (
+SIMPLIFY: Sequence[tuple[str, ModelPass]] = (
     ("raise_ir_version", raise_ir_version),  # first: which initializers can be fed depends on it
     ("constants_to_initializers", constants_to_initializers),
     ("remove_unused", remove_unused),
@@ -32,7 +36,7 @@ SIMPLIFY: Sequence[tuple[str, Pass]] = (
     ("inline_if", inline_if),  # folding decides conditions
     ("drop_identities", drop_identities),  # last: inlining leaves identities behind
 )
-CANONICAL = (*SIMPLIFY, ("convert_version", convert_version))
+CANONICAL: Sequence[tuple[str, Pass]] = (*SIMPLIFY, ("convert_version", convert_version))
 MOST_ROUNDS = 50  # each round folds at least one node more, and a chain of shapes that needs more than a few has not been seen
 REASONS = 5  # obstacles that are listed
 
@@ -45,10 +49,11 @@ def canonical(graph: Graph) -> tuple[Graph, list[dict[str, object]]]:
     raises:  UnsupportedModel when the passes do not come to an end
     """
     counts: Counter[str] = Counter()
-    graph = _simplified(graph, counts)
+    graph = copied(graph)
+    _simplify(graph.model, counts)
     graph, counts["convert_version"] = convert_version(graph)  # once ranks and constants are known
     if counts["convert_version"]:
-        graph = _simplified(graph, counts)
+        _simplify(graph.model, counts)
     applied: list[dict[str, object]] = [{"name": name, "changes": counts[name]} for name, _ in CANONICAL]
     applied[-1]["opset"] = graph.model.graph.opset_imports.get("")
     kept = obstacles(graph)
@@ -57,12 +62,11 @@ def canonical(graph: Graph) -> tuple[Graph, list[dict[str, object]]]:
     return graph, applied
 
 
-def _simplified(graph: Graph, counts: Counter[str]) -> Graph:
+def _simplify(model: ir.Model, counts: Counter[str]) -> None:
     for _ in range(MOST_ROUNDS):
         before = counts.total()
         for name, run in SIMPLIFY:
-            graph, changes = run(graph)
-            counts[name] += changes
+            counts[name] += run.change(model)
         if counts.total() == before:
-            return graph
+            return
     raise UnsupportedModel(f"the graph still changes after {MOST_ROUNDS} rounds of passes", where="canonical form")

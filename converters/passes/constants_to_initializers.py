@@ -13,20 +13,19 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from porting.types import Graph
 from porting.weights import NUMPY_DTYPES, array_stream, stream_of, tensors_of
 
-from .rewriting import bodies_of, copied, shape_of
+from .rewriting import ModelPass, bodies_of, shape_of
 
 INLINE_BYTES = 1024  # what a shape, a list of axes or a scalar never reaches, and a weight that is worth a seek does
 STREAMED = frozenset(dtype.name for dtype in NUMPY_DTYPES.values())
 
 
-def constants_to_initializers(graph: Graph) -> tuple[Graph, int]:
+@ModelPass
+def constants_to_initializers(model: ir.Model) -> int:
     """Rewrite every Constant that matches. Source: ONNX Constant-24."""
-    new = copied(graph)
     changes = 0
-    for body in bodies_of(new.model):
+    for body in bodies_of(model):
         for node in [n for n in body if n.op_type == "Constant" and n.domain == ""]:
             output = node.outputs[0]
             tensor = _tensor_of(node)
@@ -45,7 +44,7 @@ def constants_to_initializers(graph: Graph) -> tuple[Graph, int]:
             output.replace_all_uses_with(value)
             body.remove(node, safe=True)
             changes += 1
-    return new, changes
+    return changes
 
 
 def kept_outside(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:

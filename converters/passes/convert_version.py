@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from porting.types import Graph
 
-from ..graph_builder import IR_VERSION, OPSET
+from ..graph_builder import OPSET
 from .infer_shapes import infer_shapes
 from .rewriting import Names, bodies_of, copied
 from .version_steps import ADAPTERS, Refused, needs_nothing, require_known, stop_of, versions
@@ -40,11 +40,13 @@ def convert_version(graph: Graph) -> tuple[Graph, int]:
 
 
 def obstacles(graph: Graph) -> list[str]:
-    """ "name (operator): reason" of the nodes because of which the graph is below opset 24; [] when it is not."""
+    """The "name (operator): reason" of the nodes because of which the graph is below opset 24; [] when it is not."""
     return [str(o) for o in _obstacles(graph)]
 
 
 def _obstacles(graph: Graph) -> list[_Obstacle]:
+    if graph.model.graph.opset_imports.get("", OPSET) >= OPSET:
+        return []
     return _convert(copied(graph).model, OPSET)[1]
 
 
@@ -70,26 +72,8 @@ def _told_ranks(graph: Graph, converted: Graph) -> Graph:
     return new
 
 
-def raise_ir_version(graph: Graph) -> tuple[Graph, int]:
-    """Write the model in the newest format that runtimes read.
-
-    Before version 4 every initializer had to be an input as well, and runtimes let nobody feed those: they are inputs no longer.
-    Count: inputs removed, and one for the version.
-    """
-    new = copied(graph)
-    model, changes = new.model, 0
-    if (model.ir_version or 0) < 4:
-        for value in [v for v in model.graph.inputs if v.is_initializer()]:
-            model.graph.inputs.remove(value)
-            changes += 1
-    if (model.ir_version or 0) < IR_VERSION:
-        model.ir_version = IR_VERSION
-        changes += 1
-    return new, changes
-
-
 def _convert(model: ir.Model, target: int) -> tuple[int, list[_Obstacle]]:
-    """Convert in place. (count, obstacles): the model is of no use when there are obstacles."""
+    """Convert in place. (count, obstacles): with obstacles the model is of no use."""
     imports = model.graph.opset_imports
     opset = imports.get("", OPSET)
     if opset >= target:

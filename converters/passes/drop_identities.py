@@ -17,18 +17,16 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from porting.types import Graph
-
-from .rewriting import bodies_of, copied, frozen, ints_of
+from .rewriting import ModelPass, bodies_of, frozen, ints_of
 
 FAR = 2**31 - 1  # an end of a slice that means "to the end": exporters write INT32_MAX or INT64_MAX
 
 
-def drop_identities(graph: Graph) -> tuple[Graph, int]:
+@ModelPass
+def drop_identities(model: ir.Model) -> int:
     """Count: nodes removed."""
-    new = copied(graph)
     changes = 0
-    for body in bodies_of(new.model):
+    for body in bodies_of(model):
         for node in list(body):
             test = NOTHING_DONE.get(node.op_type) if not node.domain else None
             if test is None or not node.inputs or node.inputs[0] is None or not _only_first_output_used(node) or not test(node):
@@ -36,7 +34,7 @@ def drop_identities(graph: Graph) -> tuple[Graph, int]:
             if _bypass(node, node.inputs[0]):
                 body.remove(node, safe=True)
                 changes += 1
-    return new, changes
+    return changes
 
 
 def _only_first_output_used(node: ir.Node) -> bool:

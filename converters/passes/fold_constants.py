@@ -22,23 +22,21 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from porting.types import Graph
-
 from .constants_to_initializers import kept_outside
 from .evaluation import GROWING, MOVES, evaluate, is_exact
-from .rewriting import bodies_of, copied, frozen, new_initializer
+from .rewriting import ModelPass, bodies_of, frozen, new_initializer
 
 SMALL_BYTES = 1024
 LARGE_BYTES = 64 << 10
 TRACKED = 64  # elements of a shape that is followed; no rank is higher
 
 
-def fold_constants(graph: Graph) -> tuple[Graph, int]:
+@ModelPass
+def fold_constants(model: ir.Model) -> int:
     """Count: nodes whose value became an initializer. Shapes must have been inferred. Leaves behind what only they read."""
-    new = copied(graph)
-    folding = _Folding(new.model.graph.opset_imports.get("", 1), {})
+    folding = _Folding(model.graph.opset_imports.get("", 1), {})
     changes = 0
-    for body in bodies_of(new.model):
+    for body in bodies_of(model):
         for node in list(body):
             results = None if node.domain else folding.value_of(node)
             if results is None or any(v.is_graph_output() for v in node.outputs):
@@ -50,7 +48,7 @@ def fold_constants(graph: Graph) -> tuple[Graph, int]:
                 value.replace_all_uses_with(new_initializer(body, name, tensor))
             body.remove(node, safe=True)
             changes += 1
-    return new, changes
+    return changes
 
 
 @dataclass

@@ -17,9 +17,7 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from porting.types import Graph
-
-from .rewriting import bodies_in, bodies_of, copied, shape_of
+from .rewriting import ModelPass, bodies_in, bodies_of, shape_of
 
 READ_BYTES = 1024  # a shape, axes or sizes that inference has to know the numbers of
 KNOWN_DOMAINS = ("", "ai.onnx.ml")
@@ -27,11 +25,11 @@ Dimensions = tuple[int | str | None, ...] | None  # None: the rank is not known
 Described = tuple[ir.TypeProtocol | None, Dimensions]
 
 
-def infer_shapes(graph: Graph) -> tuple[Graph, int]:
+@ModelPass
+def infer_shapes(model: ir.Model) -> int:
     """Count: values whose type or shape is now said otherwise. Source: onnx.shape_inference, data propagation on."""
-    new = copied(graph)
-    before = {value: _described(value) for value in _inner_values(new.model)}
-    outputs = {value: _described(value) for value in new.model.graph.outputs if value.producer() is not None}
+    before = {value: _described(value) for value in _inner_values(model)}
+    outputs = {value: _described(value) for value in model.graph.outputs if value.producer() is not None}
     for value in before:
         value.shape = None
         node = value.producer()
@@ -39,7 +37,7 @@ def infer_shapes(graph: Graph) -> tuple[Graph, int]:
             value.type = value.type if value.is_graph_input() else None
     for output, (kind, _) in outputs.items():  # onnx asks for the type of an output
         output.type, output.shape = kind, None
-    _infer_into(new.model)
+    _infer_into(model)
     for value, (kind, declared) in before.items():
         value.type = value.type or kind
         if value.is_graph_input() and value.shape is None and declared is not None:
@@ -48,7 +46,7 @@ def infer_shapes(graph: Graph) -> tuple[Graph, int]:
         merged = _merged(declared, _described(output)[1])
         output.shape = None if merged is None else ir.Shape(merged)
     now = {value: _described(value) for value in (*before, *outputs)}
-    return new, sum(1 for value, was in {**before, **outputs}.items() if not _same(was, now[value]))
+    return sum(1 for value, was in {**before, **outputs}.items() if not _same(was, now[value]))
 
 
 def _inner_values(model: ir.Model) -> Iterator[ir.Value]:

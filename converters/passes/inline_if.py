@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from porting.types import Graph
-
-from .rewriting import Names, bodies_of, copied, frozen
+from .rewriting import ModelPass, Names, bodies_of, frozen
 
 
-def inline_if(graph: Graph) -> tuple[Graph, int]:
+@ModelPass
+def inline_if(model: ir.Model) -> int:
     """Count: If nodes that are gone, those inside a branch that was dropped not counted."""
-    new = copied(graph)
     changes = 0
-    while (node := _decided(new.model)) is not None:  # inlining may bring up another
-        _inline(node, Names(new.model))
+    while (node := _decided(model)) is not None:  # inlining may bring up another
+        _inline(node, Names(model))
         changes += 1
-    return new, changes
+    return changes
 
 
 def _decided(model: ir.Model) -> ir.Node | None:

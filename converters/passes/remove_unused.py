@@ -9,20 +9,20 @@ Inputs and outputs of the graph stay, read or not.
 
 from __future__ import annotations
 
-from porting.types import Graph
+import onnx_ir as ir
 
-from .rewriting import bodies_of, copied, remove_dead
+from .rewriting import ModelPass, bodies_of, remove_dead
 
 
-def remove_unused(graph: Graph) -> tuple[Graph, int]:
+@ModelPass
+def remove_unused(model: ir.Model) -> int:
     """Count: nodes, initializers and imports removed."""
-    new = copied(graph)
-    changes = remove_dead(new.model)
-    used = {"", *(node.domain for body in bodies_of(new.model) for node in body)}
-    for function in new.model.functions.values():
+    changes = remove_dead(model)
+    used = {"", *(node.domain for body in bodies_of(model) for node in body)}
+    for function in model.functions.values():
         used |= {function.domain, *(node.domain for node in function.all_nodes())}
-    imports = new.model.graph.opset_imports
+    imports = model.graph.opset_imports
     for domain in [d for d in imports if d not in used]:
         del imports[domain]
         changes += 1
-    return new, changes
+    return changes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import update_wrapper
 from typing import Any
 
 import onnx_ir as ir
@@ -16,6 +17,21 @@ from ..graph_builder import MODULE
 def copied(graph: Graph) -> Graph:
     """The same graph with its own nodes and values; the weights are shared."""
     return replace(graph, model=graph.model.clone())
+
+
+class ModelPass:
+    """A pass made of a function that changes a model in place and counts what it changed.
+
+    Called with a graph it works on a copy, as every pass does; a table that runs many in a row copies once and calls `change`.
+    """
+
+    def __init__(self, change: Callable[[ir.Model], int]) -> None:
+        self.change = change
+        update_wrapper(self, change)
+
+    def __call__(self, graph: Graph) -> tuple[Graph, int]:
+        new = copied(graph)
+        return new, self.change(new.model)
 
 
 def made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from porting.types import Graph
-
-from .rewriting import Names, bodies_of, copied
+from .rewriting import ModelPass, Names, bodies_of
 
 
-def scalar_inputs(graph: Graph) -> tuple[Graph, int]:
+@ModelPass
+def scalar_inputs(model: ir.Model) -> int:
     """Count: inputs that became scalars. Refuses unless the input is known to be a vector."""
-    new = copied(graph)
-    names = Names(new.model)
+    names = Names(model)
     changes = 0
-    for body in bodies_of(new.model):
+    for body in bodies_of(model):
         for node in [n for n in body if n.op_type == "Range" and not n.domain]:
             for place, value in enumerate(node.inputs):
                 if value is None or value.shape is None or len(value.shape) != 1:
@@ -31,4 +29,4 @@ def scalar_inputs(graph: Graph) -> tuple[Graph, int]:
                 body.insert_before(node, squeeze)
                 node.replace_input_with(place, squeeze.outputs[0])
                 changes += 1
-    return new, changes
+    return changes

@@ -299,10 +299,29 @@ class Stop:
 
 
 NO_KERNEL_FOR_TYPE = "onnxruntime has no kernel for its type"
-NO_KERNEL = ("Bernoulli", "GlobalLpPool", "MaxRoiPool", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform")
+NO_KERNEL: tuple[str, ...] = (
+    "Bernoulli",
+    "GlobalLpPool",
+    "MaxRoiPool",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+)
 NO_KERNEL += ("RandomUniformLike", "RoiAlign")
 # in other types than these two onnxruntime expands them as functions, up to opset 18 only
-EXPANDED = ("Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Softplus", "Softsign", "ThresholdedRelu")
+EXPANDED: tuple[str, ...] = (
+    "Elu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Mish",
+    "PRelu",
+    "Selu",
+    "Softplus",
+    "Softsign",
+    "ThresholdedRelu",
+)
 # measured with onnxruntime 1.31.1 on the CPU, every operator at every opset in every type
 STOPS: dict[str, Stop] = {
     "AveragePool": Stop(19, "onnxruntime computes it 2 to 7 times slower"),  # 1-D 1.9, 2-D 3.4 to 4.9, 3-D 6.7
