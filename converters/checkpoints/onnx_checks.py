@@ -41,6 +41,12 @@ RANDOM_IN_TRAINING = {
     ("com.microsoft", "BiasDropout"): 4,
     ("com.microsoft", "BitmaskBiasDropout"): 4,
 }
+# where an attribute of a type keeps its message
+SINGLE_FIELDS = {
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+}
 MAX_NODES = 1_000_000  # the largest graph of our test models has 1,105
 
 
@@ -303,7 +309,14 @@ class _Walk:
                 raise CheckpointError(
                     f"{name!r} is made twice: in a graph and inside it", where=where, next="give every value a name of its own"
                 )
+        _require_once([attribute.name for attribute in node.attribute], "attribute", where)
         for attribute in node.attribute:
+            single = SINGLE_FIELDS.get(attribute.type)
+            empty = single and not attribute.HasField(single) and not attribute.ref_attr_name
+            if empty or attribute.type == onnx.AttributeProto.UNDEFINED:
+                raise CheckpointError(
+                    f"attribute {attribute.name!r} {'is empty' if empty else 'has no type'}", where=where, next=FETCH_AGAIN
+                )
             if attribute.HasField("sparse_tensor") and node.op_type == "Constant":
                 attribute.CopyFrom(onnx.helper.make_attribute("value", self._files.dense(attribute.sparse_tensor, where)))
             elif attribute.HasField("sparse_tensor") or attribute.sparse_tensors:

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from porting.dtypes import dtype_of
 from porting.errors import CheckpointError, UnsupportedModel, UsageError, nearest
 from porting.types import Graph, Original, StatePair, StateSpec, TensorSpec
 
@@ -241,7 +242,8 @@ class OnnxFile:
                 if id(output) not in outside:
                     output.shape = None
         for value, spec in zip(graph.outputs, self.outputs, strict=True):
-            if isinstance(value.type, ir.TensorType) or value.type is None:
+            value.type = _type(spec)
+            if isinstance(value.type, ir.TensorType):
                 value.shape = None if spec.name in self._unranked else ir.Shape(spec.shape)
 
     def _take_weights(self, graph: ir.Graph, inside: bool) -> None:
@@ -355,6 +357,13 @@ def _spec(value: onnx.ValueInfoProto, where: str) -> TensorSpec | None:
     name = "string" if dtype == ir.DataType.STRING else dtype.numpy().name
     shape = _dims(kind.tensor_type) or ()
     return TensorSpec(value.name, f"sequence({name})" if sequence else name, shape)
+
+
+def _type(spec: TensorSpec) -> ir.TypeProtocol:
+    """The type of a spec's values."""
+    name = spec.dtype.removeprefix("sequence(").removesuffix(")")
+    element = ir.TensorType(ir.DataType.STRING if name == "string" else ir.DataType.from_numpy(dtype_of(name)))
+    return ir.SequenceType(element) if spec.dtype.startswith("sequence(") else element
 
 
 def _dims(tensor: onnx.TypeProto.Tensor) -> tuple[int | str | None, ...] | None:

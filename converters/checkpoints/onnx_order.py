@@ -29,10 +29,12 @@ def bodies(*owners: Body) -> Iterator[Body]:
 
 
 def put_in_order(model: onnx.ModelProto) -> None:
-    """Every node named, "ai.onnx" spelled "", unknown dimensions unset, each output listed once."""
+    """Every node named, "ai.onnx" spelled "", unknown dimensions unset, each output listed once, no plan for several devices."""
+    del model.configuration[:]
     for owner in bodies(model.graph, *model.functions):
         for node in owner.node:
             node.domain = standard(node.domain)
+            del node.device_configurations[:]
         if isinstance(owner, onnx.GraphProto):
             _clean(owner)
     for function in model.functions:

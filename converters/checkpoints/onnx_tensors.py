@@ -28,6 +28,7 @@ from .onnx_wire import FETCH_AGAIN, INLINE_BYTES
 
 MAX_NBYTES = 2**63 - 1
 MAX_DENSE_BYTES = 256 << 20  # of all sparse tensors, which are written out in full; onnxruntime does the same
+DATA_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 NEWER_THAN_IR_13 = ("FLOAT6E2M3", "FLOAT6E3M2")
 SPELLINGS = {dtype: spelling for spelling, dtype in NUMPY_DTYPES.items()}
 TAKE_AGAIN = "take the model again from where it came, with all its files"
@@ -72,6 +73,7 @@ class TensorFiles:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             return self._external(tensor, dtype, where)
         _require_data(tensor, dtype, where)
+        del tensor.external_data[:]  # left over from when it was: onnxruntime goes by data_location
         return None
 
     def values(self, tensor: onnx.TensorProto, where: str) -> np.ndarray:
@@ -242,7 +244,10 @@ def _size(place: Mapping[str, str], key: str, default: int, where: str) -> int:
 
 
 def _require_data(tensor: onnx.TensorProto, dtype: ir.DataType, where: str) -> None:
-    """The bytes in the message fit dtype and shape. raises: CheckpointError"""
+    """The bytes in the message are in one field, and fit dtype and shape. raises: CheckpointError"""
+    filled = [name for name in DATA_FIELDS if (tensor.HasField(name) if name == "raw_data" else len(getattr(tensor, name)))]
+    if len(filled) > 1:
+        raise CheckpointError(f"a tensor's data lies in several fields: {', '.join(filled)}", where=where, next=FETCH_AGAIN)
     if tensor.HasField("raw_data") and dtype != ir.DataType.STRING:
         needed, got, unit = _nbytes(dtype, list(tensor.dims)), len(tensor.raw_data), "bytes"
     else:

@@ -328,6 +328,53 @@ def test_changed_bytes_give_a_graph_or_an_error_for_the_user(tmp_path, rich_mode
     assert error is None or (error.where and error.next)
 
 
+def messages_in(message: Any) -> list[Any]:
+    found = [message]
+    for field, content in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in content if field.is_repeated else [content]:
+                found += messages_in(part)
+    return found
+
+
+def bend(message: Any, rng: random.Random, names: Sequence[str]) -> None:
+    """Change one field: take it away, give it another value of its type, or repeat a part of it."""
+    field = rng.choice(message.DESCRIPTOR.fields)
+    odd = {
+        field.TYPE_STRING: [*names, "", "-1", "../w", "9" * 30],
+        field.TYPE_BYTES: [b"", b"\0", bytes(3000)],
+        field.TYPE_FLOAT: [0.0, float("nan")],
+        field.TYPE_DOUBLE: [0.0],
+        field.TYPE_ENUM: [] if field.enum_type is None else list(field.enum_type.values_by_number),
+    }.get(field.type, [0, 1, 2, 7, 200, 2**31 - 1] + [-1, 2**62, -(2**63)] * (field.type == field.TYPE_INT64))
+    whole = getattr(message, field.name)
+    if not field.is_repeated and field.type != field.TYPE_MESSAGE and rng.random() < 0.8:
+        setattr(message, field.name, rng.choice(odd))
+    elif field.is_repeated and field.type != field.TYPE_MESSAGE and rng.random() < 0.6:
+        whole.append(rng.choice(odd))
+    elif field.is_repeated and len(whole) and rng.random() < 0.7:
+        part = rng.randrange(len(whole))
+        if rng.random() < 0.5:
+            del whole[part]
+        else:
+            whole.extend([whole[part]])
+    elif field.is_repeated and field.type == field.TYPE_MESSAGE and rng.random() < 0.5:
+        whole.add()
+    else:
+        message.ClearField(field.name)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_changed_fields_give_a_graph_or_an_error_for_the_user(tmp_path, rich_model, seed):
+    rng, proto = random.Random(seed), onnx.ModelProto.FromString(rich_model)
+    names = sorted({name for n in proto.graph.node for name in (*n.input, *n.output, n.op_type)})
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        bend(rng.choice(messages_in(proto)), rng, names)
+    error = opened_or_refused(saved(tmp_path, proto))
+    assert error is None or (error.where and error.next)
+
+
 # --- versions and operators ---------------------------------------------------------------------------------------------
 
 
@@ -588,6 +635,34 @@ def test_a_dropout_in_a_function_counts(tmp_path):
     refused(path, UnsupportedModel, "my::F", "'dice'", "may train")
 
 
+# --- attributes and annotations -------------------------------------------------------------------------------------------
+
+
+def test_attributes_that_hold_nothing_are_refused(tmp_path):
+    for odd, part in [
+        (onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR), "'value' is empty"),
+        (onnx.AttributeProto(name="alpha", f=1.0), "'alpha' has no type"),
+        (onnx.AttributeProto(type=onnx.AttributeProto.FLOAT), "has no name"),
+    ]:
+        made = relu(name="here")
+        made.attribute.append(odd)
+        refused(saved(tmp_path, model([made])), CheckpointError, part, "'here'")
+    made = node("LeakyRelu", ["x"], ["y"], alpha=0.5)
+    made.attribute.append(made.attribute[0])
+    refused(saved(tmp_path, model([made])), CheckpointError, "attribute 'alpha' is there 2 times")
+
+
+def test_leftovers_that_onnxruntime_ignores_are_ignored(tmp_path):
+    made = model([node("Add", ["x", "w"], ["y"])], tensors=[changed()])
+    made.graph.node[0].device_configurations.add(configuration_id="two cards")
+    made.configuration.add(name="two cards", num_devices=2)
+    made.graph.initializer[0].external_data.add(key="location", value="gone.bin")  # data_location says otherwise
+    made.graph.output[0].ClearField("type")
+    path = saved(tmp_path, made)
+    assert str(OnnxFile(path).outputs[0]) == "y: float32[2, 3]"
+    assert_ported(path, tmp_path)
+
+
 # --- tensors ------------------------------------------------------------------------------------------------------------
 
 
@@ -612,16 +687,19 @@ def changed(array: Any = None, **fields: Any) -> onnx.TensorProto:
         (changed(dims=[0, 2**62, 2**62]), "shape [0, 4611686018427387904"),
         (changed(data_type=0), "unknown dtype 0"),
         (changed(data_type=99), "unknown dtype 99"),
-        (helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [1, 2, 3, 4], raw=False), "takes 3 numbers, 4 are there"),
+        (TensorProto(name="w", data_type=1, dims=[3], float_data=[1, 2, 3, 4]), "takes 3 numbers, 4 are there"),
         (TensorProto(name="w", data_type=1, dims=[2]), "takes 2 numbers, 0 are there"),
         (TensorProto(name="w", data_type=22, dims=[3], int32_data=[1]), "takes 2 numbers, 1 are there"),
         (TensorProto(name="w", data_type=8, dims=[2], string_data=[b"a"]), "takes 2 numbers, 1 are there"),
+        (
+            TensorProto(name="w", data_type=1, dims=[1], float_data=[1], int64_data=[1]),
+            "several fields: float_data, int64_data",
+        ),
+        (changed(float_data=[1.0] * 6), "several fields: raw_data, float_data"),
         (changed(raw_data=b"\0" * 4096), "takes 24 bytes, 4,096 are given"),
     ],
 )
 def test_tensors_whose_bytes_do_not_fit_are_refused(tmp_path, made, part):
-    if made.float_data:
-        made.dims[:] = [3]
     error = refused(saved(tmp_path, model([node("Add", ["x", "w"], ["y"])], tensors=[made])), CheckpointError, part)
     assert "'w'" in error.where
     inner = branch([node("Add", ["x", "w"], ["r"])], "r", [made])
