@@ -235,6 +235,8 @@ def _holds(decision: str, sizes: Mapping[str, int]) -> bool:
 @contextmanager
 def quiet() -> Iterator[list[warnings.WarningMessage]]:
     """torch's loggers and warnings say nothing; the warnings are collected. Whatever is wrong comes as an exception."""
+    import torch
+
     root = logging.getLogger("torch")
     loggers = [
         root,
@@ -247,6 +249,9 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
         stack.enter_context(redirect_stderr(StringIO()))  # torch prints the graph of a program that it refuses
         stack.enter_context(recurrent_shapes())
         warnings.simplefilter("always")
+        logged = torch._C._jit_is_onnx_log_enabled()
+        stack.callback(torch._C._jit_set_onnx_log_enabled, logged)
+        torch._C._jit_set_onnx_log_enabled(False)  # the TorchScript exporter's, which C++ writes to stdout
         for logger, _, _ in before:
             logger.handlers = []
         root.handlers, root.propagate = [logging.NullHandler()], False

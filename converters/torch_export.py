@@ -19,8 +19,9 @@ from porting.errors import InputError, UnsupportedModel
 from .graph_builder import MODULE
 from .torch_calls import CallPlan
 from .torch_capture import Captured, Dynamic, NotCaptured, capture, flat_module, line_of_decision, quiet
-from .torch_frames import is_users, line_of, short, where_raised
+from .torch_frames import innermost, is_users, line_of, short, where_raised
 from .torch_probe import SizeFixed, sizes_of, try_sizes
+from .torch_translations import translations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -119,11 +120,11 @@ def export_program(captured: Captured, inputs: Sequence[str], outputs: Sequence[
                 input_names=list(inputs),
                 output_names=list(outputs),
                 opset_version=OPSET,
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except Exception as error:
-        cause = error.__cause__ or error
-        raise NotCaptured(short(cause), where_raised(cause)) from error
+        raise NotCaptured(short(innermost(error)), where_raised(error)) from error
     assert made is not None
     model = made.model
     _require_interface(model, inputs, outputs, what)

@@ -75,6 +75,13 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:SHOWN]}" if text else type(error).__name__
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The first error of a chain of causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 @contextmanager
 def printing_to_stderr() -> Iterator[None]:
     """What a user's code prints goes to stderr: stdout is the result of a command."""
