@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
+from graph_bits import difference, run, same_bits, whole
 from onnx import numpy_helper
 from onnx.backend.test.case.test_case import TestCase
-from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.loader import DATA_DIR, load_model_tests
 
 from porting.converters.passes.canonical import canonical
-from porting.converters.passes.rewriting import bodies_of
 from porting.types import Graph
-from porting.weights import stream_of
 
 NEWEST = 26  # the newest opset that onnxruntime 1.31 takes
 OLDEST = 9
@@ -73,26 +71,6 @@ def _read(file: Path, kind: onnx.TypeProto) -> Any:
     return numpy_helper.to_array(onnx.TensorProto.FromString(file.read_bytes()))
 
 
-def whole(graph: Graph) -> bytes:
-    """The graph as one message, streamed weights inside."""
-    model = graph.model.clone()
-    for body in bodies_of(model):
-        for value in body.initializers.values():
-            if stream_of(value.const_value) is not None:
-                value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
-    return ir.serde.serialize_model(model).SerializeToString()
-
-
-def run(model: bytes, feeds: dict[str, Any]) -> list[Any]:
-    """Outputs in onnxruntime without optimisations, so that each operator runs as it is written."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {n: v for n, v in feeds.items() if n in {i.name for i in session.get_inputs()}})
-
-
 def try_run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any] | None:
     """As `run`; None where onnxruntime does not take the model or the feeds."""
     try:
@@ -123,32 +101,6 @@ def close(got: Any, wanted: Any, rtol: float, atol: float) -> bool:
         if wanted.dtype.kind != "c"
         else bool(np.allclose(got, wanted))
     )
-
-
-def same_bits(got: Any, wanted: Any) -> bool:
-    if isinstance(wanted, list):
-        return (
-            isinstance(got, list) and len(got) == len(wanted) and all(same_bits(g, w) for g, w in zip(got, wanted, strict=True))
-        )
-    if got is None or wanted is None:
-        return got is None and wanted is None
-    got, wanted = np.asarray(got), np.asarray(wanted)
-    if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        return False
-    return bool(np.all(got == wanted)) if wanted.dtype.kind in "OSU" else got.tobytes() == wanted.tobytes()
-
-
-def difference(got: list[Any], wanted: list[Any]) -> str:
-    """A line for the report."""
-    parts = []
-    for g, w in zip(got, wanted, strict=True):
-        if not isinstance(w, np.ndarray) or g.shape != w.shape or g.dtype != w.dtype or w.dtype.kind in "OSU":
-            parts.append(f"{g!r:.80} for {w!r:.80}")
-        elif not same_bits(g, w):
-            parts.append(
-                f"{w.dtype}{list(w.shape)} off by {np.nanmax(np.abs(g.astype(np.float64) - w.astype(np.float64))):.3g}"
-            )
-    return "; ".join(parts)
 
 
 def require_same(name: str, model: onnx.ModelProto, feeds: dict[str, Any], before: list[Any]) -> str:
@@ -218,6 +170,24 @@ def by_name(names: list[str]) -> None:
 
 def node_cases() -> list[str]:
     return sorted(name for name, case in cases().items() if case.kind == "node" or case.model is not None)
+
+
+LIGHT = sorted(Path(DATA_DIR, "light").glob("light_*.onnx"))
+QUICK = ("light_squeezenet", "light_shufflenet")
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, id=f.stem, marks=[] if f.stem in QUICK else [pytest.mark.slow]) for f in LIGHT]
+)
+def test_a_real_topology_without_its_weights(file):
+    """Its weights are made of single numbers by nodes: folded, they would be hundreds of MiB."""
+    model = onnx.load(file)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    [image] = [v for v in model.graph.input if v.name not in weights]
+    feeds = {image.name: np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)}
+    assert require_same(file.stem, model, feeds, run(model.SerializeToString(), feeds)) == ""
+    made, _ = canonical(Graph(ir.serde.deserialize_model(model)))
+    assert len(whole(made)) < 3 * file.stat().st_size, "types and shapes take room, weights do not"
 
 
 def test_models_in_folders():
