@@ -12,7 +12,7 @@ import onnx
 
 from porting.backends.onnx_program import ELEMENT_TYPES, subgraphs
 from porting.errors import PortingError
-from porting.numerics.graph_noise import summed, with_noise
+from porting.numerics.graph_noise import DRAW, summed, with_noise
 from porting.onnx_facts import force, nodes_of
 from porting.original_onnx import open_untouched
 
@@ -36,10 +36,14 @@ class NoisyOriginal:
         force(proto.graph, forced or {})
         noisy = with_noise(proto, types_of(proto, path.parent, feeds))
         self._session, _ = open_untouched(noisy.SerializeToString(), path.parent)
+        self._counts = any(tensor.name == DRAW for tensor in noisy.graph.initializer)
+        self._draws = 0
         self._names = [value.name for value in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        draw = {DRAW: np.asarray(self._draws)} if self._counts else {}
+        self._draws += 1
+        return dict(zip(self._names, self._session.run(self._names, {**feeds, **draw}), strict=True))
 
 
 def types_of(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Any]) -> Types:

@@ -14,13 +14,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from porting.backends.onnx_program import subgraphs
 from porting.numerics.bounds import UNIT_ROUNDOFF
 from porting.onnx_facts import valued_names
 
+# onnxruntime 1.31 has no kernel for the random operators of opset 22: from there on errors are stretches of one table of numbers
+LAST_WITH_RANDOM = 21
+NUMBERS = 65_537  # a prime: no axis of a tensor has this period
+DRAW = "porting/draw"  # int64 scalar: which draw, 0 when it is not fed
+_TABLE, _COUNT, _STRIDE, _ONE = "porting/numbers", "porting/count", "porting/stride", "porting/one"
 MULTIPLE = 4  # errors of this many times the size of one rounding each
 ELEMENTARY = 4  # ulps that a kernel's exp, tanh or erf may be off, in place of one rounding
 ROUNDING: Mapping[int, str] = {
@@ -183,15 +189,33 @@ def with_noise(model: onnx.ModelProto, types: Shapes, multiple: float = MULTIPLE
     lengths = {name: shape for name, (_, shape) in types.items() if shape is not None}
     for tensor in noisy.graph.initializer:
         lengths.setdefault(tensor.name, tuple(tensor.dims))
-    _Injector(types, lengths, structural, multiple).into(noisy.graph)
+    opset = max((o.version for o in noisy.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    _Injector(types, lengths, structural, multiple, opset > LAST_WITH_RANDOM).into(noisy.graph)
+    if opset > LAST_WITH_RANDOM:
+        _add_numbers(noisy.graph)
     return noisy
+
+
+def _add_numbers(graph: onnx.GraphProto) -> None:
+    """The numbers that errors are taken from, and which draw it is: an input with a default."""
+    numbers = np.random.Generator(np.random.PCG64(NUMBERS)).uniform(-1, 1, NUMBERS).astype(np.float32)
+    constants = {
+        _TABLE: numbers,
+        _COUNT: np.asarray(NUMBERS),
+        DRAW: np.asarray(0),
+        _STRIDE: np.asarray(7919),
+        _ONE: np.asarray([1]),
+    }
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    graph.input.append(helper.make_tensor_value_info(DRAW, TensorProto.INT64, []))
 
 
 class _Injector:
     """Adds the errors, graph by graph."""
 
-    def __init__(self, types: Shapes, shapes: dict[str, Shape], structural: set[str], multiple: float) -> None:
+    def __init__(self, types: Shapes, shapes: dict[str, Shape], structural: set[str], multiple: float, table: bool) -> None:
         self.types, self.shapes, self.structural, self.multiple = types, shapes, structural, multiple
+        self.table = table
         self.count = 0
 
     def into(self, graph: onnx.GraphProto) -> None:
@@ -244,20 +268,54 @@ class _Injector:
         if wide != kind:
             exact = f"{name}/wide"
             yield helper.make_node("Cast", [source], [exact], name=exact, to=wide)
-        random: dict[str, Any] = {"dtype": wide, "low": -scale, "high": scale}
-        yield helper.make_node("RandomUniformLike", [exact], [f"{name}/e"], name=f"{name}/e", seed=float(self.count), **random)
+        yield from self._uniform(exact, f"{name}/e", wide, scale, self.count)
         yield helper.make_node("Mul", [exact, f"{name}/e"], [f"{name}/d"], name=f"{name}/d")
         total = f"{name}/sum" if wide != kind or bounded else target
         yield helper.make_node("Add", [exact, f"{name}/d"], [total], name=f"{name}/sum")
         if bounded:
-            yield helper.make_node(
-                "RandomUniformLike", [exact], [f"{name}/a"], name=f"{name}/a", seed=self.count + 0.5, **random
-            )
+            yield from self._uniform(exact, f"{name}/a", wide, scale, self.count + 0.5)
             last = target if wide == kind else f"{name}/sum/a"
             yield helper.make_node("Add", [total, f"{name}/a"], [last], name=f"{name}/sum/a")
             total = last
         if wide != kind:
             yield helper.make_node("Cast", [total], [target], name=f"{name}/narrow", to=kind)
+
+    def _uniform(self, like: str, name: str, kind: int, scale: float, seed: float) -> Iterator[onnx.NodeProto]:
+        """Numbers from -scale to scale in the shape of `like`, other ones for each seed and each draw."""
+        if not self.table:
+            random: dict[str, Any] = {"dtype": kind, "low": -scale, "high": scale}
+            yield helper.make_node("RandomUniformLike", [like], [name], name=name, seed=seed, **random)
+            return
+
+        def constant(part: str, array: np.ndarray) -> onnx.NodeProto:
+            return helper.make_node(
+                "Constant", [], [f"{name}/{part}"], name=f"{name}/{part}", value=numpy_helper.from_array(array)
+            )
+
+        def node(op_type: str, inputs: list[str], part: str, **attributes: Any) -> onnx.NodeProto:
+            names = [i if i.startswith("porting/") or i == like else f"{name}/{i}" for i in inputs]
+            output = f"{name}/{part}" if part else name
+            return helper.make_node(op_type, names, [output], name=output, **attributes)
+
+        yield constant("zero", np.asarray([0]))
+        yield constant("seed", np.asarray(int(seed * 2) * 104729))
+        yield constant("scale", np.asarray(scale, np.float32))
+        yield node("Shape", [like], "shape")
+        yield node("Size", [like], "size")
+        yield node("Mul", [DRAW, _STRIDE], "drawn")
+        yield node("Add", ["drawn", "seed"], "far")
+        yield node("Mod", ["far", _COUNT], "start")
+        yield node("Add", ["start", "size"], "stop")
+        yield node("Div", ["stop", _COUNT], "whole")
+        yield node("Unsqueeze", ["whole", "zero"], "times")
+        yield node("Add", ["times", _ONE], "repeats")
+        yield node("Tile", [_TABLE, "repeats"], "tiled")
+        yield node("Unsqueeze", ["start", "zero"], "first")
+        yield node("Unsqueeze", ["stop", "zero"], "last")
+        yield node("Slice", ["tiled", "first", "last"], "flat")
+        yield node("Reshape", ["flat", "shape"], "shaped")
+        yield node("Mul", ["shaped", "scale"], "scaled")
+        yield node("Cast", ["scaled"], "", to=kind)
 
 
 # --- how many terms an operator sums ----------------------------------------------------------------------------------
