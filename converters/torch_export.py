@@ -343,7 +343,8 @@ def _tidy(model: ir.Model, symbols: Mapping[str, str]) -> None:
         node.doc_string = None
         if scope:
             node.metadata_props[MODULE] = scope
-    for owner in (model, model.graph, *model.functions.values()):
+    owners: list[Any] = [model, model.graph, *model.functions.values()]
+    for owner in owners:
         owner.metadata_props.clear()
         owner.doc_string = None
 

@@ -125,7 +125,7 @@ def _candidates(base: Mapping[str, int], held: Sequence[Mapping[str, int]]) -> I
         for name in names:
             yield from fresh({**base, name: change(name)})
     yield from fresh(dict.fromkeys(names, min(base.values())))
-    yield from fresh(dict(zip(names, reversed(base.values()), strict=True)))
+    yield from fresh(dict(zip(names, list(base.values())[::-1], strict=True)))
     for step in (8, 16, 32, 64):
         for name in names:
             if all(sizes[name] == base[name] for sizes in held):
@@ -139,8 +139,8 @@ def _require_like(
         got = graph.run({name: array_from_tensor(tensor) for name, tensor in feeds.items()})
     except PortingError as error:
         raise SizeFixed(f"onnxruntime cannot run the graph there: {error.what}", sizes) from error
-    for name, reference in expected.items():
-        value = np.asarray(got[name])
+    for output, (name, reference) in zip(graph.outputs, expected.items(), strict=True):  # in one order; names may differ
+        value = np.asarray(got[output.name])
         if value.shape != reference.shape:
             raise SizeFixed(f"{name} has shape {list(value.shape)} there, the module's has {list(reference.shape)}", sizes)
         share = _difference(value, reference)

@@ -13,7 +13,9 @@ from typing import Any
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """torch operator -> function that builds its ONNX, for `torch.onnx.export(custom_translation_table=...)`."""
     import torch
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its stubs type every attribute by the schema, which the tracer does not need
 
     def cdist(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> Any:
         """Distances of the rows of x1 (..., P, M) and x2 (..., R, M) in the p-norm, (..., P, R)."""

@@ -135,7 +135,7 @@ def _choose(candidates: list[_Candidate], wanted: Mapping[str, Any], path: Path,
     if entry is not None:
         named = [c for c in candidates if ".".join(c.path) == entry]
         if not named:
-            known = ", ".join(sorted({c.shown for c in candidates}))
+            known = ", ".join(sorted({c.shown for c in candidates if c.path}))
             raise UsageError(
                 f"{path.name} holds no mapping of tensors called {entry!r}", where=str(path), next=f"known: {known}"
             )
@@ -219,11 +219,10 @@ def _shape(tensor: Any) -> list[int]:
 def _require_shapes(chosen: _Candidate, wanted: Mapping[str, Any], path: Path, what: str) -> None:
     import torch
 
-    lazy = torch.nn.parameter.UninitializedTensorMixin
     wrong = [
         f"{name}: the module has {_shape(wanted[name])}, the file {_shape(tensor)}"
         for name, tensor in chosen.tensors.items()
-        if name in wanted and not isinstance(wanted[name], lazy) and _shape(wanted[name]) != _shape(tensor)
+        if name in wanted and not torch.nn.parameter.is_lazy(wanted[name]) and _shape(wanted[name]) != _shape(tensor)
     ]
     if wrong:
         raise CheckpointError(

@@ -204,7 +204,7 @@ def test_an_output_with_the_name_of_an_input_gets_another_and_values_come_throug
         def forward(self, x):
             return {"x": x, "again": x, "sum": x.sum(), "count": torch.tensor(3)}
 
-    source = open_module(Same(), [{"x": x(2, 3)}])
+    source = open_module(Same(), [{"x": x(2, 3)}], {"x": {0: "rows"}})
     assert [o.name for o in source.outputs] == ["x_out", "again", "sum", "count"]
     require_same(source, {"x": x(2, 3, seed=1)})
     source.close()
