@@ -142,7 +142,7 @@ def judge_quantised(
 ) -> Verdict:
     """Fidelity and quality of an int8 or int4 port. raises: InputError, DeviceUnavailable"""
     start = time.perf_counter()
-    cases, recorded = judgement.cases.feeds, judgement.reference.recorded
+    cases = judgement.cases.feeds
     positions = max(feeds["input_ids"].shape[1] for feeds in cases.values())
     with progress("validate", 4, unit="steps") as advance:
         judgement.prepare()
@@ -166,7 +166,7 @@ def judge_quantised(
         for output in own:
             bound = fidelity_bound(port, positions, partial(_output, cases=cases, name=output), own[output])
             checks.append(fidelity_check("fidelity", own[output], found[output], bound, detail, output))
-        checks += _quality_checks(port, recorded, found)
+        checks += _quality_checks(port, judgement.reference.recorded, found)
         advance(1)
     return Verdict.from_checks(
         command,
