@@ -227,12 +227,13 @@ def _add_noise(expected: dict[str, Expected], noisy: Mapping[str, np.ndarray], s
 
 
 def noise_of(recorded: Sequence[Recorded]) -> dict[str, float]:
-    """Output -> the middle of its noise over the runs: what a run whose few samples came out small is lifted to."""
+    """Output -> the middle of its noise over the runs where it is well-conditioned: what a run whose few samples came out small is lifted to."""
     found: dict[str, list[float]] = {}
     for one in recorded:
         for step in one.noise or []:
             for name, value in step.items():
-                found.setdefault(name, []).append(value)
+                if value <= ILL_CONDITIONED:
+                    found.setdefault(name, []).append(value)
     return {name: float(np.median(values)) for name, values in found.items()}
 
 

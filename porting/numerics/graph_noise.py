@@ -273,7 +273,8 @@ class _Injector:
         total = f"{name}/sum" if wide != kind or bounded else target
         yield helper.make_node("Add", [exact, f"{name}/d"], [total], name=f"{name}/sum")
         if bounded:
-            yield from self._uniform(exact, f"{name}/a", wide, scale, self.count + 0.5)
+            one = self.multiple * UNIT_ROUNDOFF[ROUNDING[kind]]
+            yield from self._uniform(exact, f"{name}/a", wide, one, self.count + 0.5)
             last = target if wide == kind else f"{name}/sum/a"
             yield helper.make_node("Add", [total, f"{name}/a"], [last], name=f"{name}/sum/a")
             total = last
@@ -284,7 +285,7 @@ class _Injector:
         """Numbers from -scale to scale in the shape of `like`, other ones for each seed and each draw."""
         if not self.table:
             random: dict[str, Any] = {"dtype": kind, "low": -scale, "high": scale}
-            yield helper.make_node("RandomUniformLike", [like], [name], name=name, seed=seed, **random)
+            yield helper.make_node("RandomUniformLike", [like], [name], name=name, seed=float(seed), **random)
             return
 
         def constant(part: str, array: np.ndarray) -> onnx.NodeProto:

@@ -277,6 +277,22 @@ def test_where_roundings_hide_everything_a_difference_is_no_pass(tmp_path: Path)
     assert judged(tmp_path / "same", cancelling(3e6)).ok  # the same operators: bit for bit
 
 
+def test_a_case_whose_output_is_zero_does_not_blind_the_others(tmp_path: Path) -> None:
+    """exp underflows in two of four cases: no relative error there, and the bound of the other two is their own."""
+    nodes = [node("MatMul", "x w", "p"), node("Exp", "p", "y")]
+    proto = model(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, [constant("w", np.eye(4))])
+    rng = np.random.default_rng(0)
+    cases = Cases({f"case{i}": {"x": (rng.random((2, 4)) - 200 * (i > 1)).astype(np.float32)} for i in range(4)})
+    check = judged(tmp_path, proto, cases=cases).require().checks[-1]
+    assert check.name == "relative error of y" and float(check.bound or 0) < 1e-5
+
+    def off(wrong: onnx.ModelProto) -> None:
+        put(wrong, "w", (1 + 1e-4) * array_of(wrong, "w"))
+
+    (tmp_path / "wrong").mkdir()
+    assert judged(tmp_path / "wrong", proto, off, cases).verdict == "fail"
+
+
 # --- inputs that show nothing -------------------------------------------------------------------------------------------
 
 
