@@ -27,13 +27,16 @@ def whole(graph: Graph) -> bytes:
 
 
 def written(text: str, opset: int, ir_version: int = 8, contrib: bool = False, **weights: np.ndarray) -> Graph:
-    """A graph from ONNX's text form, every node named after what it is and where it stands.
+    """A graph from ONNX's text form, every node named after what it is and where it stands. An output without dimensions has no rank.
 
     text:    "(float[N, 3] x) => (float y) { y = Relu(x) }"
     weights: initializers of the main graph
     """
     imports = f'"" : {opset}' + (', "com.microsoft" : 1' if contrib else "")
     proto = parser.parse_model(f"<ir_version: {ir_version}, opset_import: [{imports}]>\ntest {text}")
+    for value in proto.graph.output:
+        if not value.type.tensor_type.shape.dim:
+            value.type.tensor_type.ClearField("shape")
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
     return named(ir.serde.deserialize_model(proto))
 

@@ -156,7 +156,7 @@ def _bytes_of(node: ir.Node) -> int | None:
     """Bytes of all outputs; None when a dimension or a type is not known."""
     total = 0
     for value in node.outputs:
-        if value.shape is None or value.dtype is None or not all(isinstance(d, int) for d in value.shape):
+        if value.shape is None or value.dtype in (None, ir.DataType.STRING) or not all(isinstance(d, int) for d in value.shape):
             return None
         total += math.prod(d for d in value.shape if isinstance(d, int)) * max(1, value.dtype.bitwidth // 8)
     return total

@@ -3,11 +3,13 @@
 Reads W as the checkpoint stores it, (out, in), so that the port can point at the checkpoint's own bytes. onnxruntime would fold the
 transposition into private memory instead (713 MB for SmolLM2). Same speed as the pre-packed form for one position.
 
-Refuses when W is not an initializer of rank 2, or is transposed otherwise.
+Refuses when W is not a float32 initializer of rank 2 (the CPU kernel takes no other type), or is transposed otherwise.
 Bound: the same float32 products, summed in another order.
 """
 
 from __future__ import annotations
+
+import onnx_ir as ir
 
 from porting.types import Graph
 
@@ -22,7 +24,8 @@ def linear_to_fused(graph: Graph) -> tuple[Graph, int]:
     changes = 0
     for node in [n for n in body if n.op_type == "MatMul" and n.domain == ""]:
         transpose = made_by(node.inputs[1], "Transpose")
-        if transpose is None or ints_of(transpose, "perm") != [1, 0] or weight_of(transpose.inputs[0]) is None:
+        weight = weight_of(transpose.inputs[0]) if transpose is not None and ints_of(transpose, "perm") == [1, 0] else None
+        if transpose is None or weight is None or weight.dtype != ir.DataType.FLOAT:
             continue
         fused = node_like(node, "FusedMatMul", [node.inputs[0], transpose.inputs[0]], domain=MICROSOFT, transB=1)
         take_over(node.outputs[0], fused.outputs[0])

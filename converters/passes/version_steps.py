@@ -187,8 +187,8 @@ def _dropout(node: ir.Node, names: Names) -> None:
 
 
 def _batch_normalization(node: ir.Node, names: Names) -> None:
-    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
-        raise Refused("its training outputs are used")
+    if any(v.name for v in node.outputs[1:]):
+        raise Refused("more than one output meant training")
     node.resize_outputs(1)
 
 
@@ -283,19 +283,19 @@ ADAPTERS: dict[tuple[str, int], Adapter] = {
     ("Unsqueeze", 13): _lists_to_inputs("axes"),
     ("Upsample", 10): _renamed("Resize"),
 }
-FLOAT_KERNELS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+NOT_FLOAT = frozenset(ir.DataType) - {ir.DataType.FLOAT, ir.DataType.FLOAT16}
 
 
 @dataclass(frozen=True)
 class Stop:
     """Why an operator stays below a version.
 
-    fine: types of the first input for which it may go on
+    types: of the first input for which it holds; all when empty. A type that is not known is taken to be a float
     """
 
     version: int
     reason: str
-    fine: frozenset[ir.DataType] = frozenset()
+    types: frozenset[ir.DataType] = frozenset()
 
 
 NO_KERNEL_FOR_TYPE = "onnxruntime has no kernel for its type"
@@ -327,10 +327,10 @@ STOPS: dict[str, Stop] = {
     "AveragePool": Stop(19, "onnxruntime computes it 2 to 7 times slower"),  # 1-D 1.9, 2-D 3.4 to 4.9, 3-D 6.7
     "GroupNormalization": Stop(21, "scale and bias per group became per channel"),
     "OneHot": Stop(11, "negative indices were off, and count from the end now"),
-    "Attention": Stop(24, NO_KERNEL_FOR_TYPE, FLOAT_KERNELS),
-    "Relu": Stop(19, NO_KERNEL_FOR_TYPE, FLOAT_KERNELS | {ir.DataType.DOUBLE, ir.DataType.INT8, ir.DataType.INT32}),
-    "ReduceLogSumExp": Stop(19, NO_KERNEL_FOR_TYPE, FLOAT_KERNELS | {ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64}),
-    **dict.fromkeys(EXPANDED, Stop(19, NO_KERNEL_FOR_TYPE, FLOAT_KERNELS)),
+    "Attention": Stop(24, NO_KERNEL_FOR_TYPE, NOT_FLOAT),
+    "Relu": Stop(19, NO_KERNEL_FOR_TYPE, frozenset({ir.DataType.INT64})),
+    "ReduceLogSumExp": Stop(19, NO_KERNEL_FOR_TYPE, frozenset({ir.DataType.BFLOAT16, ir.DataType.UINT32, ir.DataType.UINT64})),
+    **dict.fromkeys(EXPANDED, Stop(19, NO_KERNEL_FOR_TYPE, NOT_FLOAT)),
     **dict.fromkeys(NO_KERNEL, Stop(22, "onnxruntime has no kernel")),
 }
 
@@ -338,6 +338,6 @@ STOPS: dict[str, Stop] = {
 def stop_of(node: ir.Node) -> Stop | None:
     """What keeps a node below a version, if something does."""
     stop = STOPS.get(node.op_type)
-    if stop is None or (node.inputs and node.inputs[0] is not None and node.inputs[0].dtype in stop.fine):
-        return None
-    return stop
+    if stop is None or not stop.types:
+        return stop
+    return stop if node.inputs[0] is not None and node.inputs[0].dtype in stop.types else None
