@@ -22,6 +22,7 @@ IDS = (30000, 4000, 1000, 256, 100, 30, 8, 2)  # how many ids to draw from: the 
 BYTES = (256, 128, 64, 8)  # as IDS
 INTEGERS = (8, 2)  # as IDS, for integers of unknown meaning
 WORDS = ("the", "harbour", "was", "quiet", "before", "dawn", "2026", "Paris", "naïve", "人工智能")
+STROKES = 24  # and blocks in a picture
 LONG = 200  # samples from which on a last axis of floats is taken for a signal in time
 CHANNELS = (1, 3, 4)
 
@@ -189,11 +190,24 @@ class _Draw:
         return np.broadcast_to(np.arange(shape[-1]) < filled, shape)
 
     def _image(self, shape: tuple[int, ...], integral: bool) -> np.ndarray:
-        """A smooth picture with a little noise, about [-1, 1], or [0, 255] for integers."""
+        """A smooth picture with strokes and blocks on it, as print and edges have them, and a little noise; about [-1, 1], or [0, 255] for
+        integers."""
         places = np.meshgrid(*[np.linspace(0, 1, n) for n in shape], indexing="ij", sparse=True)
         frequency, phase = self.rng.uniform(0.5, 2.5, (2, len(shape)))
         angle = sum((2 * np.pi * f * x + 3 * p for f, p, x in zip(frequency, phase, places, strict=True)), np.zeros(shape))
-        picture = 0.8 * np.sin(angle) + 0.1 * self.rng.standard_normal(shape)
+        picture = 0.5 * np.sin(angle) + 0.05 * self.rng.standard_normal(shape)
+        if len(shape) == 4:
+            rows, columns = (1, 2) if shape[3] in CHANNELS and shape[1] not in CHANNELS else (2, 3)
+            for image in picture:
+                for _ in range(STROKES):
+                    corner = self.rng.uniform(0, 0.9, 2) * (shape[rows], shape[columns])
+                    size = 1 + self.rng.uniform(0, 1, 2) ** 2 * (0.2 * shape[rows], 0.3 * shape[columns])
+                    (top, left), (bottom, right) = corner.astype(int), (corner + size).astype(int) + 1
+                    place = (
+                        (..., slice(top, bottom), slice(left, right)) if rows == 2 else (slice(top, bottom), slice(left, right))
+                    )
+                    image[place] = self.rng.choice((-0.95, 0.95))
+        picture = self.amplitude * picture
         return np.clip(127.5 + 127.5 * picture, 0, 255).astype(np.uint8) if integral else picture
 
     def _signal(self, shape: tuple[int, ...]) -> np.ndarray:
