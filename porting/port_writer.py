@@ -18,13 +18,14 @@ import numpy as np
 import onnx_ir as ir
 
 import porting
+from porting.dtypes import STRING
 from porting.errors import OutOfResources, PortError, UsageError
 from porting.port_folder import MANIFEST, MODEL, SCHEMA, WEIGHTS, Port, open_port, require_inside, sha256_of
 from porting.port_layout import WEIGHTS_FILE, Layout, lay_out, serialised
 from porting.port_sources import Source, WatchedFiles
 from porting.port_staging import START, Point, Staging, os_errors, recover, staging_for, write_synced
 from porting.progress import silent
-from porting.types import Graph
+from porting.types import ANY_SHAPE, Graph
 
 JOURNAL_EVERY = 64 << 20  # bytes between two points that --resume can go on from; tests lower it
 
@@ -212,6 +213,13 @@ def _manifest(
 
 
 def _described(value: ir.Value) -> dict[str, Any]:
+    """An input or output as in TensorSpec. Old exporters write -1 for a size that is not known."""
     assert value.dtype is not None
-    shape = [d if isinstance(d, int) else d.value for d in value.shape or ()]
-    return {"name": value.name, "dtype": value.dtype.numpy().name, "shape": shape}
+    sequence = isinstance(value.type, ir.SequenceType)
+    dtype = STRING if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
+    if value.shape is None:
+        shape: list[Any] = [] if sequence else list(ANY_SHAPE)
+    else:
+        sizes = [d if isinstance(d, int) else d.value for d in value.shape]
+        shape = [None if isinstance(d, int) and d < 0 else d for d in sizes]
+    return {"name": value.name, "dtype": f"sequence({dtype})" if sequence else dtype, "shape": shape}

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import porting
 from porting import run
 from porting.backends import onnxruntime_kernels
 from porting.backends.onnx_program import program_from_onnx
@@ -428,3 +429,33 @@ def test_a_sequence_runs_from_file_to_file(tmp_path: Path, monkeypatch: pytest.M
     assert report["outputs"] == {"y": [[3], [2]], "n": []}
     with np.load(tmp_path / "y.npz") as got:
         assert sorted(got) == ["n", "y/0", "y/1", "y/length"]
+
+
+RESHAPED = "(float[N] x, int64[R] s) => (float[A] y) { z = Reshape(x, s) y = Neg(z) }"
+
+
+@pytest.mark.parametrize(
+    ("graph", "inputs", "outputs"),
+    [
+        (ECHO, ["x: string[N, 2]"], ["y: string[N, 2]"]),
+        (REVERSED, ["x: sequence(float32)[N]"], ["y: sequence(float32)[N]", "n: int64[]"]),
+        (RESHAPED, ["x: float32[None]", "s: int64[R]"], ["y: float32[...]"]),
+    ],
+    ids=["strings", "sequences", "ranks"],
+)
+def test_a_port_keeps_what_its_file_takes(tmp_path: Path, graph: str, inputs: list[str], outputs: list[str]) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {graph}')
+    if graph == RESHAPED:
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    porting.convert(tmp_path / "m.onnx", tmp_path / "m.port")
+    with porting.load(tmp_path / "m.port") as session:
+        assert [str(i) for i in session.inputs] == inputs
+        assert [str(o) for o in session.outputs] == outputs
+        if graph == ECHO:
+            assert session.run({"x": TEXTS})["y"].tolist() == TEXTS.tolist()
+        elif graph == REVERSED:
+            assert session.run({"x": [np.ones(2, np.float32)]})["n"] == 1
+        else:
+            assert session.run({"x": np.ones(6, np.float32), "s": np.array([2, 3])})["y"].shape == (2, 3)
