@@ -112,20 +112,24 @@ def export_program(captured: Captured, inputs: Sequence[str], outputs: Sequence[
     """
     import torch
 
-    try:
-        with quiet():
-            made = torch.onnx.export(
-                captured.program,
-                dynamo=True,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                opset_version=OPSET,
-                custom_translation_table=translations(),
-                verbose=False,
-            )
-    except Exception as error:
-        raise NotCaptured(short(innermost(error)), where_raised(error)) from error
-    assert made is not None
+    made = None
+    for table in ({}, translations()):  # torch's own decompositions come first: they are what eager mode computes
+        try:
+            with quiet():
+                made = torch.onnx.export(
+                    captured.program,
+                    dynamo=True,
+                    input_names=list(inputs),
+                    output_names=list(outputs),
+                    opset_version=OPSET,
+                    custom_translation_table=table,
+                    verbose=False,
+                )
+            break
+        except Exception as error:
+            failed = error
+    if made is None:
+        raise NotCaptured(short(innermost(failed)), where_raised(failed)) from failed
     model = made.model
     _require_interface(model, inputs, outputs, what)
     _require_not_random(model, what)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from porting.errors import CheckpointError, InputError
+from porting.errors import InputError
 from porting.types import StoredTensor
 from porting.weights import NUMPY_DTYPES
 
@@ -89,7 +89,7 @@ def _start(path: Path) -> bytes:
 
 
 def read_object(path: Path, allow_pickle: bool) -> Any:
-    """All that a weights file holds: dicts, lists and plain values, tensors as StoredTensor (or torch's own out of an old file).
+    """All that a weights file holds: dicts, lists and plain values, tensors as StoredTensor (or torch's own, where torch unpickled it).
 
     allow_pickle: let torch run a pickle that names more than tensors
     raises:       CheckpointError when it is damaged, holds code, or is of no known format
@@ -98,7 +98,7 @@ def read_object(path: Path, allow_pickle: bool) -> Any:
     if start[:2] != ZIP and start[:1] != PICKLE:
         return dict(read_header(path))
     try:
-        return read_torch_object(path, HARMLESS) if start[:2] == ZIP else _read_legacy(path)
+        return read_torch_object(path, HARMLESS)
     except InputError as error:
         if allow_pickle:
             return unpickled(path)
@@ -121,22 +121,6 @@ def unpickled(path: Path) -> Any:
             f"{path.name} cannot be loaded: {short(error)}",
             where=str(path),
             next="its classes must be importable: run from the folder that holds their code, with the packages it was saved with",
-        ) from error
-
-
-def _read_legacy(path: Path) -> Any:
-    """torch's format before 1.6: by torch's own restricted loader, which makes tensors and plain values only."""
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path.name} holds more than tensors and plain values, or is damaged: {short(error)}",
-            where=str(path),
-            next="save the state dict where you trust the file: torch.save(model.state_dict(), ...)",
         ) from error
 
 

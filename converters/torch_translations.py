@@ -1,6 +1,7 @@
-"""Operators that torch.onnx has no ONNX for, in ONNX.
+"""Operators that torch.onnx has no ONNX for, in ONNX. Tried once torch.onnx alone has failed.
 
-Source: torch 2.13.0, aten/src/ATen/native/Distance.cpp (cdist), whose other form, by a matrix product, torch.onnx translates.
+Source: torch 2.13.0, aten/src/ATen/native/Distance.cpp: cdist of more than 25 rows goes by a matrix product, which torch.onnx decomposes
+alike; cdist of fewer rows, or in another norm than 2, is what follows here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The tensors of a pytorch_model.bin in torch's zip format, found without torch and without executing anything.
+"""The tensors of a pytorch_model.bin, found without torch and without executing anything.
 
 Such a file is a zip archive of uncompressed entries: `NAME/data.pkl` describes the state dict, `NAME/data/KEY` are the
-storages. The pickle is not given to `pickle`: `pickle_machine` knows the operations that a state dict of
+storages; before torch 1.6 it was pickles and storages one after another (torch_legacy.py). The pickle is not given to `pickle`: `pickle_machine` knows the operations that a state dict of
 plain tensors needs and executes nothing; what it may "call" is the three names below, which give descriptions of tensors.
 
 Source: torch 2.13.0, torch/serialization.py (`_save`, `_load`) and torch/_utils.py (`_rebuild_tensor_v2`); pickle protocols
@@ -11,6 +11,7 @@ Source: torch 2.13.0, torch/serialization.py (`_save`, `_load`) and torch/_utils
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from porting.errors import CheckpointError
 from porting.types import StoredTensor
 from porting.weights import NUMPY_DTYPES
 
+from .files import open_to_read, read_exactly
 from .pickle_machine import Global, Opaque, PickleRefused, state_of
-from .torch_zip import Entry, TorchZip
+from .torch_legacy import TorchLegacy
+from .torch_zip import PICKLE_START, Entry, TorchZip
 
 MAX_DIMS = 32
 SPARSE_READ_BYTES = 1 << 20  # a strided part this small is read in one piece even if most of it is not needed
@@ -83,7 +86,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
 
     A state dict inside {"state_dict": ...} or {"model_state_dict": ...} is unwrapped.
     raises: CheckpointError when it cannot be read, is damaged, or holds code or anything but tensors by name;
-            UnsupportedModel for torch's legacy format, TorchScript and big-endian files
+            UnsupportedModel for TorchScript and big-endian files
     """
     top = _read(path, ())
     return {name: _named(path, name, value) for name, value in _state_dict(path, top).items()}
@@ -112,7 +115,7 @@ def _described(path: Path, name: str, value: Any) -> Any:
 
 
 def _read(path: Path, harmless: Collection[Global]) -> Any:
-    archive = TorchZip(path)
+    archive = TorchLegacy(path, STORAGES) if _is_pickle(path) else TorchZip(path)
     builder = _Builder(path, archive, harmless)
     try:
         return state_of(archive.pickle_bytes(), builder.call, builder.storage)
@@ -121,10 +124,18 @@ def _read(path: Path, harmless: Collection[Global]) -> Any:
         raise CheckpointError(f"{path.name} {error}", where=f"{path}, {archive.root}/data.pkl", next=todo) from error
 
 
+def _is_pickle(path: Path) -> bool:
+    fd, size = open_to_read(path)
+    try:
+        return read_exactly(fd, 0, min(size, len(PICKLE_START)), path).tobytes() == PICKLE_START
+    finally:
+        os.close(fd)
+
+
 class _Builder:
     """What the pickle may call, and what it may refer to."""
 
-    def __init__(self, path: Path, archive: TorchZip, harmless: Collection[Global] = ()) -> None:
+    def __init__(self, path: Path, archive: TorchZip | TorchLegacy, harmless: Collection[Global] = ()) -> None:
         self.path = path
         self.archive = archive
         self.harmless = harmless
@@ -150,10 +161,10 @@ class _Builder:
         )
 
     def storage(self, reference: Any) -> _Storage:
-        """The storage behind ("storage", type, key, location, number of elements)."""
-        shaped = isinstance(reference, tuple) and len(reference) == 5 and reference[0] == "storage"
-        _require(shaped, "refers to something that is not a storage")
-        _, kind, key, location, numel = reference
+        """The storage behind ("storage", type, key, location, number of elements), in old files with None for "no view" behind."""
+        parts = reference[:5] if isinstance(reference, tuple) and reference[5:] in ((), (None,)) else ()
+        _require(len(parts) == 5 and parts[0] == "storage", "refers to something that is not a storage")
+        _, kind, key, location, numel = parts
         _require(isinstance(kind, Global) and isinstance(key, str) and isinstance(location, str), "has a malformed storage")
         if kind.module != "torch" or kind.name not in STORAGES:
             known = ", ".join(STORAGES)

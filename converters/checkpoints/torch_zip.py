@@ -22,7 +22,7 @@ MAX_PICKLE_BYTES = 64 << 20
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # signature, 5 fields, crc and sizes, length of name, length of extra
 LOCAL_SIGNATURE = b"PK\x03\x04"
 ENCRYPTED = 0x1
-PICKLE_START = b"\x80"  # the operation PROTO
+PICKLE_START = b"\x80"  # the operation PROTO: torch's format before 1.6 begins so
 RESAVE = "load it with torch where you trust the file, and save the state dict as safetensors"
 
 
@@ -38,7 +38,7 @@ class TorchZip:
 
     root:    the folder name inside the archive that torch put before everything
     entries: full name -> Entry; all lie uncompressed inside the file and none overlaps another
-    raises:  CheckpointError (unreadable, damaged), UnsupportedModel (legacy format, TorchScript, big-endian)
+    raises:  CheckpointError (unreadable, damaged), UnsupportedModel (TorchScript, big-endian)
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,12 +70,6 @@ class TorchZip:
 
     def _require_zip(self, fd: int, size: int) -> None:
         start = read_exactly(fd, 0, min(4, size), self.path).tobytes()
-        if start.startswith(PICKLE_START):
-            raise UnsupportedModel(
-                f"{self.path.name} is a bare pickle, torch's legacy format (before torch 1.6), which is not covered",
-                where=str(self.path),
-                next=RESAVE,
-            )
         if start != LOCAL_SIGNATURE:
             raise self._damaged(f"is not a torch checkpoint: expected a zip archive that begins with PK\\3\\4, got {start!r}")
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from porting.converters.checkpoints import pickle_machine, torch_pickle, torch_zip
 from porting.converters.checkpoints.files import OpenFiles
 from porting.converters.checkpoints.torch_pickle import StridedTensor, read_torch_file, strided_rows
+from porting.converters.torch_storage import tensor_of
 from porting.errors import CheckpointError, InputError, UnsupportedModel
 from porting.weights import NUMPY_DTYPES
 
@@ -323,11 +324,41 @@ def test_keys_that_are_no_tensors_are_named(tmp_path):
 # --- bad archives ------------------------------------------------------------------------------------------------
 
 
-def test_legacy_and_scripted_and_foreign_files_say_what_to_do(tmp_path):
-    legacy = saved(tmp_path, {"a": BASE}, "legacy.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(UnsupportedModel, match="legacy format") as caught:
-        read_torch_file(legacy)
-    assert "safetensors" in caught.value.next
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_the_format_before_torch_1_6_is_read_as_torch_reads_it(tmp_path, protocol):
+    shared = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "a": BASE,
+        "t": shared.t(),
+        "row": shared[1],
+        "half": BASE.half(),
+        "bf": BASE.bfloat16(),
+        "n": torch.tensor(3),
+        "e": torch.empty(0, 2),
+    }
+    path = saved(tmp_path, state, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    found = read_torch_file(path)
+    assert {n: (t.dtype, t.shape) for n, t in found.items() if n in "an"} == {"a": ("F32", tuple(BASE.shape)), "n": ("I64", ())}
+    assert found["row"].offset - found["t"].offset == 4 * 4  # of one storage, four float32 further on
+    for name, tensor in torch.load(path, weights_only=False).items():
+        assert torch.equal(tensor_of(found[name]), tensor), name
+
+
+def test_an_old_file_that_is_cut_or_of_another_machine_is_refused(tmp_path):
+    path = saved(tmp_path, {"a": BASE}, _use_new_zipfile_serialization=False)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1])
+    with pytest.raises(CheckpointError, match="is cut off"):
+        read_torch_file(path)
+    path.write_bytes(raw.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"))
+    with pytest.raises(UnsupportedModel, match="big-endian"):
+        read_torch_file(path)
+    path.write_bytes(b"\x80\x02K\x01.")
+    with pytest.raises(CheckpointError, match=r"none that torch\.save wrote"):
+        read_torch_file(path)
+
+
+def test_scripted_and_foreign_files_say_what_to_do(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "scripted.bin")
