@@ -317,6 +317,33 @@ def test_the_second_exporter_makes_what_the_first_cannot_and_is_named():
     source.close()
 
 
+class Picky(nn.Module):
+    """Takes no tensors without values, which torch.export brings."""
+
+    def __init__(self, by_value: bool) -> None:
+        super().__init__()
+        self.by_value = by_value
+
+    def forward(self, x):
+        if type(x) is not torch.Tensor:
+            raise TypeError("only tensors")
+        if self.by_value and x.sum() > 0:
+            return x * 2
+        return x * 3
+
+
+def test_the_second_exporter_is_not_believed_where_it_warns_of_the_users_code():
+    with pytest.raises(UnsupportedModel, match=r"TypeError: only tensors.*it would fix what Python decided") as caught:
+        open_module(Picky(True), [(x(2, 3),)])
+    assert re.search(
+        r"test_torch_module\.py:\d+: if self\.by_value and x\.sum\(\) > 0: \(Converting a tensor", caught.value.what
+    )
+    source = open_module(Picky(False), [(x(2, 3),)])
+    assert source.facts["exporter"] == "torch.onnx, TorchScript" and "only tensors" in source.facts["first_exporter_failed"]
+    require_same(source, {"x": x(2, 3, seed=1)})
+    source.close()
+
+
 class Draws(nn.Module):
     def forward(self, x):
         return x + torch.randn_like(x)
