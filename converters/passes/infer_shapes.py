@@ -1,8 +1,8 @@
 """Work out the type and shape of every value anew, from the inputs of the graph alone.
 
 What a file declares about its inner values is often stale (a batch of 1 that was made dynamic later, a graph cut in two), so a declared
-shape of an inner value is never believed, only that of an input, which the runtime enforces. A declared type is believed where the
-producer is unknown to ONNX (contrib operators).
+shape of an inner value is never believed, only that of an input, which the runtime enforces; names of dimensions are kept, no pass here
+concludes anything from them. A declared type is believed where the producer is unknown to ONNX (contrib operators).
 
 An output keeps its declared dimensions unless they are shown to be wrong or can be told more exactly.
 
@@ -40,8 +40,7 @@ def infer_shapes(model: ir.Model) -> int:
     _infer_into(model)
     for value, (kind, declared) in before.items():
         value.type = value.type or kind
-        if value.is_graph_input() and value.shape is None and declared is not None:
-            value.shape = ir.Shape([None] * len(declared))  # a runtime wants the ranks of what a loop hands its body
+        value.shape = _named(value, declared)
     for output, (_, declared) in outputs.items():
         merged = _merged(declared, _described(output)[1])
         output.shape = None if merged is None else ir.Shape(merged)
@@ -66,6 +65,18 @@ def _described(value: ir.Value) -> Described:
 
 def _same(a: Described, b: Described) -> bool:
     return a[1] == b[1] and (a[0] is b[0] or a[0] == b[0])
+
+
+def _named(value: ir.Value, declared: Dimensions) -> ir.Shape | None:
+    """The shape of an inner value, with the declared names of dimensions that are not known: a runtime fuses what is named alike."""
+    if declared is None or (value.shape is None and not value.is_graph_input()):
+        return value.shape
+    if value.shape is None:  # of a loop's body: a runtime wants the rank of what it hands in
+        return ir.Shape([None] * len(declared))
+    if len(value.shape) != len(declared):
+        return value.shape
+    _, found = _described(value)
+    return ir.Shape([said if d is None and isinstance(said, str) else d for d, said in zip(found or (), declared, strict=True)])
 
 
 def _merged(declared: Dimensions, inferred: Dimensions) -> Dimensions:
