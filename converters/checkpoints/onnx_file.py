@@ -8,6 +8,7 @@ Weights stay where they lie: the message holds none above INLINE_BYTES, and a po
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +93,7 @@ class OnnxFile:
     @property
     def files(self) -> Sequence[Path]:
         """The .onnx file, then every file beside it that holds a tensor."""
-        return (self.path, *self._tensors.used)
+        return (Path(os.path.realpath(self.path)), *self._tensors.used)  # as the streams name them
 
     def graph(self) -> Graph:
         """The file's graph: functions inlined, weights as streams, constants above 1 KiB as initializers, what nobody reads left out."""
@@ -213,6 +214,7 @@ class OnnxFile:
                 entry.version = versions.get(standard(entry.domain), entry.version)
         try:
             model = ir.from_proto(proto)
+            own = list(model.graph.all_nodes())
             model = InlinePass()(model).model
         except Exception as error:  # onnx-ir's own: whatever it does not take of a message from outside
             raise UnsupportedModel(
@@ -225,7 +227,7 @@ class OnnxFile:
         for graph in _graphs(model):
             self._take_weights(graph, inside=graph is not model.graph)
             dropped += _drop_unread(graph)
-        _name_uniquely(model)
+        _name_inlined(model, own)
         return model, sorted(dropped)
 
     def _set_interface(self, model: ir.Model) -> None:
@@ -303,16 +305,18 @@ def _subgraphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
     return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
-def _name_uniquely(model: ir.Model) -> None:
-    """After inlining: nodes of a function that is called twice have their names twice."""
-    seen: set[str] = set()
+def _name_inlined(model: ir.Model, own: Sequence[ir.Node]) -> None:
+    """Names for the nodes that came out of functions, where the inliner gave one that a subgraph has. The graph's own keep theirs."""
+    kept = {id(node) for node in own}
+    seen = {str(node.name) for node in own}
     for node in model.graph.all_nodes():
-        name, number = str(node.name), 1
-        while name in seen:
-            number += 1
-            name = f"{node.name}_{number}"
-        node.name = name
-        seen.add(name)
+        if id(node) not in kept:
+            name, number = str(node.name), 1
+            while name in seen:
+                number += 1
+                name = f"{node.name}_{number}"
+            node.name = name
+            seen.add(name)
 
 
 def _graphs(model: ir.Model) -> Iterator[ir.Graph]:

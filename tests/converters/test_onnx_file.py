@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -633,6 +634,12 @@ def test_a_dropout_in_a_function_counts(tmp_path):
     call = node("F", ["x", "off"], ["y"], domain="my")
     path = saved(tmp_path, model([call], tensors=FLAGS, opsets=[("", 17), ("my", 1)], functions=[function]))
     refused(path, UnsupportedModel, "my::F", "'dice'", "may train")
+    body[0].CopyFrom(node("RandomNormalLike", ["a"], ["b"], name="dice"))
+    body[0].attribute.add(name="seed", ref_attr_name="seed", type=onnx.AttributeProto.FLOAT)  # the caller gives none
+    imports = [helper.make_opsetid("", 17)]
+    function = helper.make_function("my", "F", ["a", "t"], ["b"], body, imports, attributes=["seed"])
+    path = saved(tmp_path, model([call], tensors=FLAGS, opsets=[("", 17), ("my", 1)], functions=[function]))
+    refused(path, UnsupportedModel, "my::F", "'dice'", "has no seed")
 
 
 # --- attributes and annotations -------------------------------------------------------------------------------------------
@@ -960,6 +967,7 @@ def test_initializers_that_are_inputs_become_constants(tmp_path, ir_version):
     source = OnnxFile(path)
     assert [str(spec) for spec in source.inputs] == ["x: float32[2, 3]"] and source.facts["constant_inputs"] == ["w"]
     assert [v.name for v in source.graph().model.graph.inputs] == ["x"]
+    onnx.checker.check_model(ir.to_proto(source.graph().model))  # before IR version 4 an initializer had to be an input
     assert_ported(path, tmp_path)
 
 
@@ -988,7 +996,9 @@ def test_an_output_of_unknown_rank_is_named_in_the_facts(tmp_path):
 
 
 def test_wrong_claims_about_values_in_between_are_not_passed_on(tmp_path):
-    path = saved(tmp_path, model([relu("x", "a"), relu("a", "y")], value_info=[value("a", (9, 9))]))
+    nodes = [relu("x", "a"), relu("a", "y")]
+    path = saved(tmp_path, model(nodes, outputs=[value("y", None)], value_info=[value("a", (9, 9))]))
+    assert OnnxFile(path).outputs[0].shape == (2, 3)
     assert_ported(path, tmp_path)
     graph = OnnxFile(path).graph().model.graph
     assert graph.node(0).outputs[0].shape is None
@@ -1085,6 +1095,20 @@ def test_functions_are_inlined_with_names_of_their_own(tmp_path):
     assert names == [n.name for n in OnnxFile(path).graph().model.graph]
     assert_ported(path, tmp_path)
     assert OnnxFile(path).facts["functions"] == ["my::F", "my::G"]
+
+
+def test_an_inlined_node_takes_no_name_of_a_branch(tmp_path):
+    inner = branch([relu("x", "q", name="r_2")], "q")
+    made = calls(function("F", [relu("a", "b", name="r")]), twice=True)
+    made.graph.node[1].output[0] = "z"
+    made.graph.node.extend([choice(inner, branch([relu("x", "q")], "q"), output="u"), node("Add", ["z", "u"], ["y"])])
+    made.graph.initializer.append(YES)
+    path = saved(tmp_path, made)
+    graph = OnnxFile(path).graph().model.graph
+    names = [n.name for n in graph.all_nodes()]
+    assert len(set(names)) == len(names)
+    assert "r_2" in [n.name for body in graph.subgraphs() for n in body]
+    assert_ported(path, tmp_path)
 
 
 def test_attributes_of_a_function_reach_its_nodes(tmp_path):
