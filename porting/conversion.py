@@ -200,7 +200,7 @@ def write_canonical(
 
 def kept_weights(source: Checkpoint | GraphSource, weights: str) -> str:
     """ "link" or "copy": what an exporter wrote is gone afterwards, and cannot be linked to."""
-    return "copy" if is_graph(source) and source.onnx_path not in source.files else weights
+    return "copy" if is_graph(source) and source.format != "onnx" else weights
 
 
 def require_ram(canonical: Canonical, precision: str, limit: int, side_bytes: int) -> None:

@@ -86,7 +86,7 @@ def forecast_ram(checkpoint: Checkpoint | GraphSource, precision: str, side_byte
 def _graph_ram(source: GraphSource) -> int:
     nodes = sum(1 for _ in source.graph().model.graph.all_nodes())
     parameters = int(source.accounting()["parameters"])
-    if source.onnx_path in source.files:
+    if source.format == "onnx":
         return GRAPH_BASE_RSS + NODE_RSS * nodes + int(STRIPE_COPIES["fp32"] * min(STRIPE_BYTES, 4 * parameters))
     return TORCH_BASE_RSS + NODE_RSS * nodes + TORCH_COPIES * 4 * parameters
 

@@ -24,7 +24,7 @@ from porting.language_validation import LanguageJudgement
 from porting.port_folder import EVIDENCE, MANIFEST, Port, open_port
 from porting.progress import silent
 from porting.reference import GoldenReference, PortReference, UpstreamReference
-from porting.sources import opened
+from porting.sources import begins_like_torch, opened
 from porting.types import Checkpoint, GraphSource, is_checkpoint, is_graph
 from porting.upstream import upstream_version
 from porting.verdict import Verdict
@@ -96,7 +96,7 @@ def judgement_for(
     port: Port, against: Any, device: str, inputs: Sequence[Path], options: Mapping[str, Any]
 ) -> Iterator[Judgement]:
     """What `against` names, for `porting.validate`. raises: EvidenceUnavailable, InputError, UsageError"""
-    if against is None:
+    if against is None and not options.get("model"):
         own = port.path / GOLDEN_FILE
         if not own.is_file():
             raise EvidenceUnavailable(
@@ -105,6 +105,8 @@ def judgement_for(
                 next="--against its source (a checkpoint needs transformers) or --against a golden",
             )
         against = own
+    if against is not None and options.get("model"):
+        raise UsageError("a reference is given twice: --against and --model", where="validate", next="give one of them")
     kind = port.manifest["kind"]
     path = Path(against) if isinstance(against, (str, Path)) else None
     if path is not None and not path.exists():
@@ -114,7 +116,7 @@ def judgement_for(
     elif path is not None and path.is_file() and path.suffix == ".json":
         yield judgement_of_golden(path, inputs, kind)
     else:
-        with opened(against, inputs=inputs, **options) as source:
+        with opened(against, inputs=inputs, **_as_the_port(port, path, options)) as source:
             canonical = canonical_graph(source)
             if canonical.kind != kind:
                 raise InputError(
@@ -123,6 +125,19 @@ def judgement_for(
                     next="validate against the port's own source or golden",
                 )
             yield judgement_of_source(canonical, inputs)
+
+
+def _as_the_port(port: Port, path: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for the source of a port: what it takes and carries is what the port takes and carries, unless said otherwise."""
+    program, given = port.program(), {name: value for name, value in options.items() if value not in (None, [], {})}
+    if port.manifest["kind"] != GRAPH:
+        return given
+    if program.state.pairs:
+        given.setdefault("state", {pair.input: pair.output for pair in program.state.pairs})
+    if given.get("model") or (path is not None and begins_like_torch(path)):
+        hidden = {pair.input for pair in program.state.pairs}
+        given.setdefault("input_specs", [spec for spec in program.inputs if spec.name not in hidden])
+    return given
 
 
 def require_upstream() -> None:

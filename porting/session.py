@@ -66,8 +66,6 @@ class Session:
         rows = (1 if batch is None else batch) if source is None else len(source.length)
         wanted = max(capacity, source.capacity if source else 0) if self.program.state.length else 0
         state = self._session.new_state(wanted, rows, *([source] if source else []))
-        if source:
-            state.length, state.written = source.length.copy(), source.length.copy()
         state.owner = weakref.ref(self)
         return state
 

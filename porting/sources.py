@@ -102,7 +102,7 @@ def _open_path(
         _require_unused("an .onnx file has its own input names and shapes", example_inputs=example_inputs, dynamic=dynamic)
         _require_unused("an .onnx file has its own inputs", input_specs=input_specs)
         return OnnxFile(path, state=state)
-    if str(source) and _begins_like_torch(path):
+    if str(source) and begins_like_torch(path):
         from porting.converters.torch_files import open_torch_file, torch_file_kind
 
         if torch_file_kind(path) not in (None, "state_dict"):  # weights alone: open_checkpoint says what else is needed
@@ -125,7 +125,7 @@ def _open_path(
     return checkpoint
 
 
-def _begins_like_torch(path: Path) -> bool:
+def begins_like_torch(path: Path) -> bool:
     """Whether a file begins as a zip archive or a pickle does: what torch.save, torch.jit.save and torch.export.save write."""
     try:
         with path.open("rb") as file:

@@ -126,19 +126,23 @@ class Named:
     @contextmanager
     def opened(self, weights_file: str | None = None, inputs: Sequence[Path] = ()) -> Iterator[Any]:
         """The source; closed at the end. raises: as `open_source`"""
-        from porting.sources import opened, parse_input, parse_state
+        from porting.sources import opened
 
-        with opened(
-            self.source,
-            model=self.model,
-            weights_file=weights_file,
-            strict=self.strict,
-            allow_pickle=self.allow_pickle,
-            inputs=inputs,
-            input_specs=[parse_input(text) for text in self.input_specs],
-            state=parse_state(self.state_pairs) or None,
-        ) as source:
+        with opened(self.source, inputs=inputs, **self.options(weights_file)) as source:
             yield source
+
+    def options(self, weights_file: str | None) -> dict[str, Any]:
+        """Of `open_source`. raises: UsageError"""
+        from porting.sources import parse_input, parse_state
+
+        return {
+            "model": self.model,
+            "weights_file": weights_file,
+            "strict": self.strict,
+            "allow_pickle": self.allow_pickle,
+            "input_specs": [parse_input(text) for text in self.input_specs],
+            "state": parse_state(self.state_pairs),
+        }
 
 
 def source_options(command: Callable[..., int]) -> Callable[..., int]:

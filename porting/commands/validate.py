@@ -52,10 +52,13 @@ def command(
     options.require_junit(junit)
     from porting.validation import validate
 
-    settings = {"inputs": inputs, "require_level": require_level, "progress": options.progress(quiet)}
-    if source.model is None and (source.source is None or source.is_port or Path(source.source).suffix == ".json"):
-        verdict = validate(port, source.source, device, **settings)
-    else:
-        with source.opened(weights, inputs) as opened:
-            verdict = validate(port, opened, device, **settings)
+    verdict = validate(
+        port,
+        source.source,
+        device,
+        inputs=inputs,
+        require_level=require_level,
+        progress=options.progress(quiet),
+        **source.options(weights),
+    )
     return options.emit_verdict(verdict, as_json, junit)

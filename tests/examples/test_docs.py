@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from tests.examples.other_models import write_other_models
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -57,6 +59,7 @@ def test_commands_and_python_of_the_readme(document: str, tiny_checkpoint: Path,
     """Every line of every `sh` block and every `python` block, in order, in one folder, on a tiny checkpoint."""
     (tmp_path / "model").symlink_to(tiny_checkpoint)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    write_other_models(tmp_path, tiny_checkpoint / "tokenizer.json")
     text = (ROOT / document).read_text(encoding="utf-8")
     ran = 0
     for language, block in re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
