@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -91,6 +91,8 @@ def test_what_is_no_string_is_refused(fed: object, message: str) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=6), max_size=4))
+@example(["a\0"])
+@example(["", "\0b", "a\0b"])
 def test_any_text_survives_a_run_and_a_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     array = np.empty(len(texts), object)
     array[:] = texts

@@ -14,7 +14,7 @@ from porting.errors import InputError, UsageError
 from porting.session import open_session
 from porting.state import batch_place
 from porting.types import Program, StatePair, StateSpec
-from tests.backends.stateful import _sums_program
+from tests.backends.stateful import _attention_program, _sums_program
 
 FEATURES, HIDDEN = 3, 5
 DEVICES = ["cpu,threads=1", "cpu,process=worker,threads=1"]
@@ -147,6 +147,26 @@ def test_a_stream_goes_on_from_what_was_read(device: str) -> None:
         again = session.new_state(initial=kept)
         kept["h"][:] = 9  # and what was given is not looked at again
         np.testing.assert_array_equal(session.run({"x": x[4:]}, again)["y"], rest)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("made", [_attention_program, lambda: recurrent("GRU", 1)], ids=["in place", "replaced"])
+def test_what_was_read_and_the_state_are_two_things(device: str, made) -> None:
+    with open_session(made(), device) as session:
+        feeds = {i.name: np.ones([2 if isinstance(d, str) else d for d in i.shape], np.float32) for i in session.inputs}
+        whole, changed = session.new_state(batch=2), session.new_state(batch=2)
+        outputs = []
+        for state in (whole, changed):
+            session.run(feeds, state)
+            kept = session.read_state(state)
+            copies = {name: array.copy() for name, array in kept.items()}
+            if state is changed:
+                for array in kept.values():
+                    array[:] = 0
+            outputs.append(session.run(feeds, state)["y"])
+            if state is whole:
+                assert all((kept[name] == copy).all() for name, copy in copies.items())
+        np.testing.assert_array_equal(*outputs)
 
 
 @pytest.mark.parametrize("device", DEVICES)
