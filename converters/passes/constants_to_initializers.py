@@ -48,14 +48,17 @@ def constants_to_initializers(model: ir.Model) -> int:
 
 
 def kept_outside(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    """The tensor as a stream that the writer puts outside the graph, when it is large and of a plain dtype; else itself."""
-    plain = tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth >= 8
-    if tensor.nbytes <= INLINE_BYTES or not plain or stream_of(tensor) is not None:
-        return tensor
+    """A tensor of that name; when it is large and of a plain dtype a stream, which the writer puts outside the graph."""
+    found = stream_of(tensor)
+    if found is not None:
+        return tensors_of(found[0])[found[1]]
+    if tensor.dtype == ir.DataType.STRING:
+        return ir.StringTensor(tensor.numpy(), shape=shape_of(tensor), name=name)
     array = tensor.numpy()
     # the writer refuses NaN in a weight; in a constant it may be meant
-    if array.dtype.name not in STREAMED or (array.dtype.kind not in "biu" and np.isnan(array).any()):
-        return tensor
+    meant = array.dtype.kind not in "biu" and array.dtype.name in STREAMED and np.isnan(array).any()
+    if tensor.nbytes <= INLINE_BYTES or array.dtype.name not in STREAMED or meant:
+        return ir.Tensor(array, dtype=tensor.dtype, shape=shape_of(tensor), name=name)
     return tensors_of(array_stream(name, array))[0]
 
 
