@@ -174,9 +174,12 @@ class OriginalReference:
 def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[StatePair]) -> None:
     """Fill in the noise of every run, and the elements of exact outputs that roundings change.
 
+    The graph with errors is held against the same graph without, never against the reference: what the graph computes wrongly would
+    count as noise, and hide itself.
+
     path: the graph to measure on. raises: InputError, RuntimeFailed, OutOfResources
     """
-    models: dict[str, NoisyOriginal] = {}
+    models: dict[str, tuple[OnnxOriginal, NoisyOriginal]] = {}
     plain = {one.run.parts[0].case: one for one in recorded if not one.run.forced and not one.run.start}
     for one in recorded:
         natural = plain.get(one.run.parts[0].case)
@@ -185,14 +188,15 @@ def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[Stat
             continue
         key = repr(sorted(one.run.forced.items()))
         if key not in models:
-            models = {
-                key: NoisyOriginal(path, {**one.run.steps[0], **one.run.start}, one.run.forced)
-            }  # one at a time in memory
+            noisy = NoisyOriginal(path, {**one.run.steps[0], **one.run.start}, one.run.forced)
+            models = {key: (OnnxOriginal(path, one.run.forced), noisy)}  # one at a time in memory
+        exact, noisy = models[key]
+        without = execute(exact, one.run, pairs)
         one.noise = [{} for _ in one.steps]
         squares: list[dict[str, list[float]]] = [{} for _ in one.steps]
         for _ in range(NOISE_RUNS):
-            for number, step in enumerate(execute(models[key], one.run, pairs)):
-                _add_noise(one.steps[number], step, squares[number])
+            for number, step in enumerate(execute(noisy, one.run, pairs)):
+                _add_noise(one.steps[number], without[number], step, squares[number])
         for noise, found in zip(one.noise, squares, strict=True):
             noise.update((name, math.sqrt(sum(v) / NOISE_RUNS)) for name, v in found.items())
 
@@ -209,18 +213,23 @@ def _same(a: Recorded, b: Recorded) -> bool:
     )
 
 
-def _add_noise(expected: dict[str, Expected], noisy: Mapping[str, np.ndarray], squares: dict[str, list[float]]) -> None:
+def _add_noise(
+    expected: dict[str, Expected],
+    without: Mapping[str, np.ndarray],
+    noisy: Mapping[str, np.ndarray],
+    squares: dict[str, list[float]],
+) -> None:
     for name, one in list(expected.items()):
-        array = noisy.get(name)
+        exact, array = without.get(name), noisy.get(name)
         if not isinstance(one, ExpectedArray):
             continue
-        if array is None or array.shape != one.array.shape:  # roundings decide how much comes out
+        if exact is None or array is None or array.shape != exact.shape:  # roundings decide how much comes out
             array = None
         if not one.exact:
-            squares.setdefault(name, []).append(math.inf if array is None else relative_error(one.array, array) ** 2)
+            squares.setdefault(name, []).append(math.inf if array is None else relative_error(exact, array) ** 2)
         elif array is not None:
-            changed = one.array != array
-            if changed.any():
+            changed = exact != array
+            if changed.shape == one.array.shape and changed.any():
                 expected[name] = ExpectedArray(one.array, changed if one.unstable is None else one.unstable | changed)
         else:
             expected[name] = ExpectedArray(one.array, np.ones(one.array.shape, bool))

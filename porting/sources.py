@@ -136,7 +136,7 @@ def begins_like_torch(path: Path) -> bool:
 
 
 @contextmanager
-def opened(source: Any, **options: Any) -> Iterator[Checkpoint | GraphSource]:
+def opened(source: Any = None, **options: Any) -> Iterator[Checkpoint | GraphSource]:
     """`open_source`, closed at the end unless the caller had opened it."""
     found = open_source(source, **options)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from tests.examples.other_models import write_other_models
+from tests.other_models import write_other_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
