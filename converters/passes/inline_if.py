@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .rewriting import ModelPass, Names, bodies_of, frozen
+from .rewriting import ModelPass, Names, bodies_of, frozen, remove_node
 
 
 @ModelPass
@@ -60,4 +60,4 @@ def _inline(node: ir.Node, names: Names) -> None:
         step.outputs[0].name, step.outputs[0].type, step.outputs[0].shape = name, output.type, output.shape
         node.graph.insert_before(node, step)
         output.replace_all_uses_with(step.outputs[0], replace_graph_outputs=True)
-    node.graph.remove(node)
+    remove_node(node)

@@ -128,9 +128,21 @@ def _remove_dead_nodes(body: ir.Graph) -> int:
         if any(output.uses() or output in kept for output in node.outputs):
             removed += sum(_remove_dead_nodes(inner) for inner in bodies_in(node))
         else:
-            body.remove(node, safe=True)
+            remove_node(node)
             removed += 1
     return removed
+
+
+def remove_node(node: ir.Node) -> None:
+    """Take a node that nobody reads out of its graph; what its bodies read is not read by them any more."""
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+    waiting = list(bodies_in(node))
+    while waiting:
+        for inner in waiting.pop():
+            for place in range(len(inner.inputs)):
+                inner.replace_input_with(place, None)
+            waiting += bodies_in(inner)
 
 
 def bodies_in(node: ir.Node) -> Iterator[ir.Graph]:

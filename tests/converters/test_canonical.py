@@ -554,6 +554,20 @@ def test_nodes_initializers_and_imports_that_nobody_reads_go():
     assert not after.model.graph.initializers and set(after.model.graph.opset_imports) == {""}
 
 
+def test_what_only_a_branch_reads_goes_with_it():
+    """A node that is gone still holds its bodies, and what is read in them looked as if it were in use."""
+    graph = written(
+        """(float[2] x, bool c) => (float y) {
+            a = Exp(x) b = Sin(x) t = Constant<value = bool {1}>()
+            d = If (c) < then_branch = p () => (float[2] e) { e = Neg(a) }, else_branch = q () => (float[2] f) { f = Abs(a) } >
+            y = If (t) < then_branch = r () => (float[2] g) { g = Neg(x) }, else_branch = s () => (float[2] h) { h = Abs(b) } >
+        }""",
+        16,
+    )
+    after, _ = canonical(graph)
+    assert kinds(after) == {"Neg": 1} and not after.model.graph.initializers
+
+
 def test_batch_normalisation_in_training_is_not_turned_into_inference():
     graph = written(
         "(float[2, 3] x) => (float y) { y, m, v = BatchNormalization<training_mode = 1>(x, s, s, s, s) }", 15, s=np.abs(f32(3))
