@@ -24,7 +24,7 @@ from .onnx_tensors import TensorFiles
 from .onnx_wire import FETCH_AGAIN
 
 # onnxruntime 1.31 runs 25 and 26 too, but the canonical form is opset 24: newer operators have no older spelling
-MIN_OPSET, MAX_OPSET = 9, 24
+MIN_OPSET, MAX_OPSET = 6, 24
 MAX_IR = 13  # onnxruntime 1.31's. 14 adds two dtypes, refused by name, and a type; a file without them says the same with 13
 NEWEST_IR = 14
 # domains that onnxruntime 1.31 knows, and the newest version of each that it loads

@@ -250,3 +250,26 @@ def test_recorded_noise_is_that_of_the_source(models: Path, tmp_path: Path) -> N
     noise = [value for run in golden.recorded for step in run.noise or [] for value in step.values()]
     assert noise and all(0 < value < 1e-3 for value in noise)
     assert replace(golden, integrity="x").to_bytes() == golden.to_bytes()
+
+
+def test_an_exporter_that_goes_wrong_does_not_hide_behind_its_own_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight of the exported file is a thousandth off: the bound, which is measured on that file, has no part in the error."""
+    from porting.converters import torch_module
+
+    export = torch_module.export_module
+
+    def wrong(*arguments: Any) -> Any:
+        exported = export(*arguments)
+        proto = onnx.load(exported.path)
+        tensor = next(t for t in proto.graph.initializer if t.name.endswith("weight"))
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[0] *= 1.001
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        onnx.save(proto, exported.path)
+        return exported
+
+    monkeypatch.setattr(torch_module, "export_module", wrong)
+    torch.manual_seed(0)
+    net = torch.nn.Linear(6, 3).eval()
+    verdict = make_port(net, tmp_path / "port", example_inputs=(torch.randn(4, 6),))
+    assert verdict.exit_code == 1 and verdict.checks[-1].value > 10 * verdict.checks[-1].bound
