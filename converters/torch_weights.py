@@ -151,7 +151,7 @@ def _choose(candidates: list[_Candidate], wanted: Mapping[str, Any], path: Path,
         raise UsageError(
             f"{path.name} holds {len(fitting)} mappings that fit {what}: {', '.join(c.shown for c in fitting)}",
             where=str(path),
-            next=f"say which is meant, as entry={fitting[-1].shown!r} in Python; or save it to a file of its own",
+            next=f"say which is meant: --entry {fitting[-1].shown}, in Python entry={fitting[-1].shown!r}",
         )
     return fitting[0] if fitting else max(candidates, key=lambda c: (len(wanted.keys() & c.tensors.keys()), len(c.tensors)))
 

@@ -19,6 +19,7 @@ from porting.dtypes import dtype_of
 from porting.errors import InputError, RuntimeFailed, nearest
 from porting.feed_values import CHOICES, GENERATOR, feeds_for, kind_of, shape_with, symbols
 from porting.npz import read_npz
+from porting.run import feeds_from_arrays
 from porting.types import TensorSpec
 from porting.verdict import printable
 
@@ -272,11 +273,12 @@ def cases_from_npz(paths: Sequence[str | Path], specs: Sequence[TensorSpec]) -> 
     """
     cases = {}
     for path in map(Path, paths):
-        arrays = read_npz(path)
+        arrays = read_npz(path, text=True)
         if set(arrays) == {"arr_0"} and len(specs) == 1:
             arrays = {specs[0].name: arrays["arr_0"]}
-        require_feeds(arrays, specs, str(path))
-        cases[path.stem if path.stem not in cases else str(path)] = arrays
+        feeds = feeds_from_arrays(specs, arrays, str(path))
+        require_feeds(feeds, specs, str(path))
+        cases[path.stem if path.stem not in cases else str(path)] = feeds
     if not cases:
         raise InputError("no file with inputs", where="--inputs", next="give --inputs x.npz, with an array for each input")
     return Cases(cases)

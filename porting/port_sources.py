@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,14 @@ class Source:
     format: str
     files: Sequence[Path]
     side: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def names_of(files: Sequence[Path]) -> dict[Path, str]:
+    """What files are called in a port and in a golden: the path inside the folder that they share."""
+    if len({path.parent for path in files}) < 2:
+        return {path: path.name for path in files}
+    shared = os.path.commonpath([os.path.abspath(path.parent) for path in files])
+    return {path: Path(os.path.relpath(os.path.abspath(path), shared)).as_posix() for path in files}
 
 
 class WatchedFiles:

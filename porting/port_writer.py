@@ -22,7 +22,7 @@ from porting.dtypes import STRING
 from porting.errors import OutOfResources, PortError, UsageError
 from porting.port_folder import MANIFEST, MODEL, SCHEMA, WEIGHTS, Port, open_port, require_inside, sha256_of
 from porting.port_layout import WEIGHTS_FILE, Layout, lay_out, serialised
-from porting.port_sources import Source, WatchedFiles
+from porting.port_sources import Source, WatchedFiles, names_of
 from porting.port_staging import START, Point, Staging, os_errors, recover, staging_for, write_synced
 from porting.progress import silent
 from porting.types import ANY_SHAPE, Graph
@@ -70,7 +70,8 @@ def write_port(
                 files = _file_entries(staging.path, [*small, *([WEIGHTS_FILE] if layout.written else [])], watched.newest_ns())
                 files += [_entry(staging.path, name, sources[path], linked=True) for path, name in layout.links.items()]
                 advance(layout.size)
-            listed = [{"name": p.name, "size": p.stat().st_size, "sha256": digest} for p, digest in sources.items()]
+            called = names_of(source.files)
+            listed = [{"name": called[p], "size": p.stat().st_size, "sha256": digest} for p, digest in sources.items()]
             full = _manifest(graph, manifest, layout, files, {"format": source.format, "files": listed})
             write_synced(staging.path / MANIFEST, json.dumps(full, indent=1, sort_keys=True, allow_nan=False).encode())
             port = _opened(staging.path)

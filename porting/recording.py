@@ -16,6 +16,7 @@ from porting.inputs import paths_of
 from porting.numerics.sketch import sketch
 from porting.outputs import require_new_file
 from porting.port_folder import MANIFEST, Port, open_port, sha256_of
+from porting.port_sources import names_of
 from porting.progress import silent
 from porting.reference import PortReference, UpstreamReference
 from porting.sources import opened
@@ -84,7 +85,7 @@ def identity_of_port(port: Port) -> ModelIdentity:
 
 def file_hashes(files: Sequence[Path]) -> dict[str, str]:
     """File name -> sha256."""
-    return {path.name: sha256_of(path) for path in files}
+    return {name: sha256_of(path) for path, name in names_of(files).items()}
 
 
 def tool_versions() -> dict[str, str]:

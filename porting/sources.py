@@ -27,6 +27,7 @@ def open_source(
     *,
     model: str | None = None,
     weights_file: str | Path | None = None,
+    entry: str | None = None,
     strict: bool = True,
     allow_pickle: bool = False,
     inputs: Sequence[str | Path] = (),
@@ -40,6 +41,7 @@ def open_source(
     source:         a path (folder, .gguf, .onnx, .pt2, TorchScript), a torch module, or what this function gave before
     model:          `package.module:factory` in place of `source`: called without arguments, it gives a torch module
     weights_file:   what `model` is loaded with: a state_dict, or a training checkpoint that holds one
+    entry:          which mapping of a training checkpoint is meant, where several fit ("ema")
     strict:         whether every name in `weights_file` has to fit
     allow_pickle:   run the code that is in a .pt2, a TorchScript file or a pickle
     inputs:         .npz files, one example each, arrays by input name
@@ -51,6 +53,8 @@ def open_source(
     """
     if (source is None) == (model is None):
         raise UsageError("name one model: SOURCE, or --model package.module:factory", where="source")
+    if entry is not None and weights_file is None:
+        raise UsageError(f"an entry of what? {entry!r}", where="--entry", next="it goes with --model and --weights FILE")
     if model is None and weights_file is not None:
         raise UsageError(
             f"a weights file belongs to --model: {weights_file}",
@@ -69,6 +73,7 @@ def open_source(
             strict=strict,
             allow_pickle=allow_pickle,
             state=state,
+            entry=entry,
         )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.nn.Module):

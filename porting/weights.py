@@ -146,12 +146,12 @@ def source_stream(checkpoint: Checkpoint, name: str, dtype: str = "float32") -> 
 
 def array_stream(name: str, array: np.ndarray) -> Stream:
     """An array in memory that a pass has made, as a stream, so that it is written outside the graph. Inf is allowed."""
-    whole = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes a vector of a scalar
+    whole: np.ndarray = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes a vector of a scalar
 
     def make(start: int, stop: int) -> tuple[np.ndarray]:
-        return (whole[start:stop] if whole.ndim else whole,)
+        return (whole[start:stop] if array.ndim else whole,)
 
-    rows = whole.shape[0] if whole.ndim else 1
+    rows = len(array) if array.ndim else 1
     return Stream([TensorSpec(name, whole.dtype.name, whole.shape)], rows, [], make, infinite=True)
 
 

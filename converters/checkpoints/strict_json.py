@@ -34,7 +34,7 @@ def parse_list(data: bytes, path: Path) -> list[Any]:
 
 
 def _parsed(data: bytes, path: Path, part: str, kind: type) -> Any:
-    wanted = {dict: "object", list: "array"}[kind]
+    wanted = "object" if kind is dict else "array"
     label = f"{path.name} ({part})" if part else path.name
 
     def refuse(what: str, todo: str = "fetch the file again or repair it") -> CheckpointError:

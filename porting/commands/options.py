@@ -72,6 +72,11 @@ model = click.option(
     metavar="PACKAGE.MODULE:FACTORY",
     help="In place of SOURCE: a function without arguments that returns a torch module, ready to run (in eval mode).",
 )
+entry = click.option(
+    "--entry",
+    metavar="NAME",
+    help="With --weights FILE: which mapping of a training checkpoint is meant, where several fit, as in ema.",
+)
 no_strict = click.option(
     "--no-strict",
     is_flag=True,
@@ -104,6 +109,7 @@ class Named:
 
     source: str | None
     model: str | None
+    entry: str | None
     strict: bool
     allow_pickle: bool
     input_specs: Sequence[str]
@@ -118,6 +124,7 @@ class Named:
         """The options by which `porting validate` takes this source as its reference."""
         given = ["--against", str(self.source)] if self.model is None else ["--model", self.model]
         given += ["--weights", weights] if self.model is not None and weights else []
+        given += ["--entry", self.entry] if self.entry else []
         given += [part for text in self.input_specs for part in ("--input", text)]
         given += [part for pair in self.state_pairs for part in ("--state", pair)]
         given += ["--allow-pickle"] if self.allow_pickle else []
@@ -138,6 +145,7 @@ class Named:
         return {
             "model": self.model,
             "weights_file": weights_file,
+            "entry": self.entry,
             "strict": self.strict,
             "allow_pickle": self.allow_pickle,
             "input_specs": [parse_input(text) for text in self.input_specs],
@@ -161,16 +169,17 @@ def _with_named(command: Callable[..., int], argument: Callable[[Any], Any]) -> 
     def with_source(
         source: str | None,
         model: str | None,
+        entry: str | None,
         no_strict: bool,
         allow_pickle: bool,
         input_specs: tuple[str, ...],
         state_pairs: tuple[str, ...],
         **rest: Any,
     ) -> int:
-        return command(source=Named(source, model, not no_strict, allow_pickle, input_specs, state_pairs), **rest)
+        return command(source=Named(source, model, entry, not no_strict, allow_pickle, input_specs, state_pairs), **rest)
 
     decorated: Callable[..., int] = with_source
-    for option in (state, input_spec, allow_pickle, no_strict, model, argument):
+    for option in (state, input_spec, allow_pickle, no_strict, entry, model, argument):
         decorated = option(decorated)
     return decorated
 
