@@ -143,6 +143,7 @@ def convert(
     raises:         PortingError with the exit code of the command
     """
     wanted = find_target(target)
+    require_path(output)
     destination = Path(output)
     require_free(destination, force)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
@@ -159,6 +160,16 @@ def convert(
             resume=resume,
             stop_after=stop_after,
             progress=progress,
+        )
+
+
+def require_path(output: Any) -> None:
+    """raises: UsageError for what is no path, such as the inputs of a module in its place"""
+    if not isinstance(output, (str, Path)):
+        raise UsageError(
+            f"the second argument is where the port is written, got a {type(output).__name__}",
+            where="output",
+            next='porting.convert(module, "net.port", example_inputs=...)',
         )
 
 

@@ -28,12 +28,12 @@ SIDE_COPIES = {"gguf": 18}  # of the side files' bytes; a GGUF file's tokenizer 
 SIDE_COPIES_READ = 4
 STRIPE_COPIES = {"fp32": 3.5, "int8": 14.2, "int4": 24.0}
 
-# Of a graph: the same interpreter with onnx as well; its nodes with their values and shapes; and of a torch program torch itself, its
-# module and what the exporter makes of it.
-GRAPH_BASE_RSS = 120 << 20
-NODE_RSS = 24 << 10
-TORCH_BASE_RSS = 600 << 20
-TORCH_COPIES = 4
+# Of a graph, measured the same way on files of 95 to 1,105 nodes (107 to 123 MiB, forecast 112 to 136): the interpreter with onnx as well;
+# its nodes with their values and shapes. Of a torch program torch itself and its weights (382 MiB with none, 656 with 256 MiB of them).
+GRAPH_BASE_RSS = 98 << 20
+NODE_RSS = 12 << 10
+TORCH_BASE_RSS = 400 << 20
+TORCH_COPIES = 2  # the module, and the weights file that it was loaded with
 
 # Two cores of a Sapphire Rapids server, page cache warm (benchmarks/convert_speed.py); a forecast, not a promise.
 BASE_SECONDS = 1.0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import canonical_graph, precision_of, write_canonical
+from porting.conversion import canonical_graph, precision_of, require_path, write_canonical
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable
 from porting.inputs import paths_of
@@ -51,6 +51,7 @@ def port(
     """
     start = time.perf_counter()
     wanted = find_target(target)
+    require_path(output)
     require_free(Path(output), force)
     require_usable(device)
     files = paths_of(inputs)

@@ -114,6 +114,14 @@ def test_any_text_is_an_input_or_a_usage_error(text: str) -> None:
         parse_input(text)
 
 
+def test_inputs_in_the_place_of_the_output_are_told_apart() -> None:
+    import porting
+
+    for function in (porting.convert, porting.port):
+        with pytest.raises(UsageError, match="where the port is written, got a tuple"):
+            function(torch.nn.ReLU().eval(), (torch.ones(2),), dynamic={})
+
+
 def test_state_pairs() -> None:
     assert parse_state(["h=hn", "c=cn"]) == {"h": "hn", "c": "cn"}
     for wrong in (["h"], ["=hn"], ["h="], ["h=a", "h=b"]):
