@@ -35,8 +35,6 @@ def infer_shapes(model: ir.Model) -> int:
         node = value.producer()
         if node is None or node.domain in KNOWN_DOMAINS:
             value.type = value.type if value.is_graph_input() else None
-    for output, (kind, _) in outputs.items():  # onnx asks for the type of an output
-        output.type, output.shape = kind, None
     _infer_into(model)
     for value, (kind, declared) in before.items():
         value.type = value.type or kind

@@ -431,6 +431,13 @@ def test_a_type_behind_an_unknown_operator_is_believed_and_its_shape_is_not():
     assert changes == 1 and value.dtype == ir.DataType.FLOAT and value.shape is None
 
 
+def test_a_type_behind_one_that_nobody_knows_is_believed():
+    graph = written("(float[N, 4] x) => (float y) { a = com.microsoft.Gelu(x) b = Relu(a) y = Neg(b) }", 17, contrib=True)
+    value = list(graph.model.graph)[1].outputs[0]
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    assert [n.outputs[0].dtype for n in infer_shapes(graph)[0].model.graph] == [None, ir.DataType.FLOAT, ir.DataType.FLOAT]
+
+
 # --- identities -----------------------------------------------------------------------------------------------------
 
 SAME = {
@@ -462,6 +469,7 @@ OTHER = {
     "Pad(h, shifted)": 13,
     "Slice(h, starts, near)": 13,
     "Slice(h, last, first, axis, back)": 13,
+    "Slice(h, zero, far_off, axis, two)": 13,
     "Concat<axis = 1>(h, h)": 13,
     "Sum(h, h)": 13,
     "Max(h, x)": 13,
@@ -480,6 +488,9 @@ NUMBERS = {
     "last": [-1],
     "first": [-(2**63)],
     "axis": [2],
+    "zero": [0],
+    "far_off": [2**63 - 1],
+    "two": [2],
     "back": [-1],
 }
 
@@ -502,6 +513,15 @@ def test_a_node_that_gives_what_it_gets_goes(node):
 def test_a_node_that_does_something_stays(node):
     graph, _ = infer_shapes(around(node, OTHER[node]))
     assert drop_identities(graph)[1] == 0
+
+
+def test_a_reshape_to_no_elements_stays():
+    """With allowzero a 0 is no copy: (0, 5, 4) becomes (0, 0, 4)."""
+    text = "(float[N, M, 4] x) => (float y) { h = Neg(x) t = Reshape<allowzero = 1>(h, copy) y = Abs(t) }"
+    graph = written(text, 14, copy=np.array([0, 0, 4]))
+    after, _ = canonical(graph)
+    assert kinds(after)["Reshape"] == 1
+    require_same_results(graph, after, {"x": f32(0, 5, 4)})
 
 
 def test_dropout_in_training_stays():
@@ -562,7 +582,7 @@ def test_what_only_a_branch_reads_goes_with_it():
             d = If (c) < then_branch = p () => (float[2] e) { e = Neg(a) }, else_branch = q () => (float[2] f) { f = Abs(a) } >
             y = If (t) < then_branch = r () => (float[2] g) { g = Neg(x) }, else_branch = s () => (float[2] h) { h = Abs(b) } >
         }""",
-        16,
+        24,
     )
     after, _ = canonical(graph)
     assert kinds(after) == {"Neg": 1} and not after.model.graph.initializers
@@ -616,6 +636,8 @@ OLD = {
     "dropout": (f"({IMAGE}) => (float y) {{ d = Dropout<ratio = 0.3>(x) y = Neg(d) }}", 9),
     "normalisation": (f"({IMAGE}) => (float y) {{ y = BatchNormalization(x, s, s, s, s) }}", 9),
     "grid sample": (f'({IMAGE}, float[1, 5, 6, 2] g) => (float y) {{ y = GridSample<mode = "bicubic">(x, g) }}', 16),
+    "pad with a value": (f"({IMAGE}) => (float y) {{ y = Pad<pads = [0, 0, 1, 2, 0, 0, 3, 0], value = 0.5>(x) }}", 9),
+    "fourier of a default axis": ("(float[1, 8, 5, 1] x) => (float y) { y = DFT(x) }", 17),
     "fourier": ("(float[1, 8, 5, 1] x) => (float y) { y = DFT<axis = 1>(x) }", 17),
     "recurrent": ("(float[5, 2, 4] x) => (float y, float h) { y, h = GRU<hidden_size = 3>(x, gw, gr) }", 9),
 }
@@ -650,6 +672,16 @@ def test_an_operator_that_was_written_otherwise(name):
     require_same_results(graph, after, feeds)
 
 
+def test_softmax_of_several_axes_of_nothing():
+    graph = written("(float[N, M, K] x) => (float y) { y = Softmax<axis = 1>(x) }", 11)
+    require_same_results(graph, canonical(graph)[0], {"x": f32(2, 3, 0)})
+
+
+def test_the_count_is_the_nodes_written_otherwise_and_the_opset():
+    graph = written("(float[2, 3] x) => (float y) { a = Unsqueeze<axes = [0]>(x) b = Relu(a) y = Squeeze<axes = [0]>(b) }", 12)
+    assert convert_version(graph)[1] == 3
+
+
 def test_softmax_over_the_last_axis_needs_no_other_nodes_where_the_rank_shows_in_the_new_form_only():
     """In opset 12 onnx does not tell the rank of a Reshape whose shape is computed."""
     graph = written(
@@ -672,6 +704,7 @@ def test_softmax_over_the_last_axis_needs_no_other_nodes_where_the_rank_shows_in
             "slower",
         ),
         ("(float[1, 4, 8, 8] x, float[2, 4] r, int64[2] b) => (float y) { y = RoiAlign(x, r, b) }", 16, 21, "no kernel"),
+        ("(float[1, 4, 8, 8] x, float[2, 4] r, int64[2] b) => (float y) { y = RoiAlign(x, r, b) }", 10, 21, "no kernel"),
         ("(int64[3] x) => (float y) { y = OneHot(x, d, v) }", 9, 10, "negative"),
         ("(double[3] x) => (double y) { y = Elu(x) }", 18, 18, "no kernel for its type"),
         (f'({IMAGE}, float[4] s) => (float y) {{ y = Resize<mode = "nearest">(x, s) }}', 10, 10, "not constant"),
@@ -693,6 +726,18 @@ def test_a_graph_stays_below_what_one_of_its_nodes_cannot_reach(text, opset, rea
     feeds = {n: a.astype(np.int64) if n in "b" or "OneHot" in text else a for n, a in feeds.items()}
     if "Resize" in text:
         feeds["s"] = np.array([1, 1, 2, 2], np.float32)
+    require_same_results(graph, after, feeds)
+
+
+def test_an_old_batch_normalisation_with_more_outputs_is_one_in_training():
+    inputs = [f"float[4] {name}" for name in ("scale", "bias", "mean", "var")]
+    graph = written(
+        f"(float[2, 4] x, {', '.join(inputs)}) => (float y) {{ y, m, v, a, b = BatchNormalization(x, scale, bias, mean, var) }}",
+        9,
+    )
+    after, applied = canonical(graph)
+    assert after.model.graph.opset_imports[""] == 13 and "training" in applied[-1]["kept"][0]
+    feeds = {value.name: np.abs(f32(*(int(d) for d in value.shape))) + 1 for value in graph.model.graph.inputs}
     require_same_results(graph, after, feeds)
 
 
