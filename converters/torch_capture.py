@@ -59,6 +59,9 @@ class NotCaptured(Exception):
         self.fixed = tuple(fixed)
 
 
+UNLIMITED = 1 << 31  # torch writes "no bound" as numbers far above
+
+
 @dataclass
 class Captured:
     """An exported program.
@@ -98,7 +101,19 @@ def capture(function: Any, plan: CallPlan, tensors: Mapping[str, torch.Tensor], 
     except Exception as error:
         raise _refusal(error, plan, dynamic, what) from error
     _name_sizes(captured, plan, dynamic)
+    require_unbounded(captured.program, what)
     return captured
+
+
+def require_unbounded(program: Any, what: str) -> None:
+    """raises: UnsupportedModel for a program that holds only up to some size, which its graph would not say"""
+    bounds = [r.upper for r in program.range_constraints.values() if r.upper < UNLIMITED]
+    if bounds:
+        raise UnsupportedModel(
+            f"{what} computes something else, or nothing, where a free size is above {int(min(bounds))}: a graph would not stop there",
+            where="forward",
+            next="fix that size (leave it out of the free ones), or write that part without a Python decision on the size",
+        )
 
 
 def _export(flat: torch.nn.Module, plan: CallPlan, tensors: Mapping[str, torch.Tensor], dynamic: Dynamic) -> Any:

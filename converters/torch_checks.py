@@ -39,7 +39,12 @@ def require_cpu(module: torch.nn.Module, what: str) -> None:
 
 def require_eval(module: torch.nn.Module, what: str) -> None:
     """raises: InputError when a layer is in training mode that computes something else there, naming those layers"""
-    trained = [f"{name or what} ({type(m).__name__})" for name, m in module.named_modules() if m.training and _differs(m)]
+    # a frozen TorchScript module has no mode any more
+    trained = [
+        f"{name or what} ({getattr(m, 'original_name', type(m).__name__)})"
+        for name, m in module.named_modules()
+        if getattr(m, "training", False) and _differs(m)
+    ]
     if trained:
         raise InputError(
             f"{what} is in training mode, where {len(trained)} of its layers compute something else: {_some(trained)}",
@@ -52,6 +57,9 @@ def _differs(module: Any) -> bool:
     """Whether a layer computes something else in training mode."""
     from torch import nn
 
+    scripted = getattr(module, "original_name", "")  # of a ScriptModule: the class that it was made from
+    if scripted.startswith(("Dropout", "AlphaDropout", "FeatureAlphaDropout", "BatchNorm", "SyncBatchNorm", "RReLU")):
+        return True
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
     if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
@@ -61,6 +69,48 @@ def _differs(module: Any) -> bool:
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0
     return False
+
+
+def attributes_of(module: torch.nn.Module) -> dict[str, str]:
+    """What the parts of a module hold beside parameters, buffers and parts: attribute -> a digest of its values."""
+    import torch
+
+    ours = ("_parameters", "_buffers", "_modules", "training")
+    return {
+        f"{name}.{key}".lstrip("."): _digest(value)
+        for name, part in module.named_modules()
+        if not isinstance(part, torch.jit.ScriptModule)  # which keeps what it compiled there, and its own state elsewhere
+        for key, value in vars(part).items()
+        if key not in ours and "hook" not in key
+    }
+
+
+def _digest(value: Any) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if type(value) is not torch.Tensor or value.device.type != "cpu":
+            return f"{type(value).__name__}{tuple(value.shape)}"
+        return (
+            f"{value.dtype}{tuple(value.shape)}{hash(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())}"
+        )
+    if isinstance(value, Mapping):
+        return str([(str(key), _digest(item)) for key, item in value.items()])
+    if isinstance(value, (list, tuple)):
+        return str([_digest(item) for item in value])
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+def require_unchanged_attributes(before: Mapping[str, str], module: torch.nn.Module, what: str) -> None:
+    """raises: InputError for a module that remembers something in an attribute of its own"""
+    after = attributes_of(module)
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    if changed:
+        raise InputError(
+            f"{what} changes attributes of its own when it runs, which a graph cannot: {_some(changed)}",
+            where="forward",
+            next="take what is remembered as an input and return it as an output; a session carries it (--state INPUT=OUTPUT)",
+        )
 
 
 def run_eager(function: Any, plan: CallPlan, tensors: Mapping[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from porting.errors import InputError, UnsupportedModel, UsageError
 from porting.types import TensorSpec
 
 from .torch_calls import CallPlan, array_from_tensor, tensor_from_array
-from .torch_capture import Captured
+from .torch_capture import Captured, require_unbounded
 from .torch_checks import require_deterministic
 from .torch_export import require_translated
 from .torch_factory import require_torch
@@ -261,6 +261,7 @@ def _named_sizes(
         pairs = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
         wanted.setdefault(name, {}).update({axis: label for axis, label in pairs if label is not None})
     values = _values(program, plan)
+    require_unbounded(program, "the program")
     captured = Captured(program)
     for name, named in wanted.items():
         for axis, label in named.items():

@@ -17,7 +17,14 @@ from porting.types import Graph, TensorSpec
 
 from .torch_calls import CallPlan, array_from_tensor, tensor_from_array, unique
 from .torch_capture import Dynamic
-from .torch_checks import require_cpu, require_deterministic, require_eval, run_eager
+from .torch_checks import (
+    attributes_of,
+    require_cpu,
+    require_deterministic,
+    require_eval,
+    require_unchanged_attributes,
+    run_eager,
+)
 from .torch_examples import bound_examples, example_to_export, free_sizes
 from .torch_export import Exported, export_module
 from .torch_factory import module_from_factory, require_torch
@@ -214,9 +221,11 @@ def source_from_module(
     restore = _set_eval(module)
     folder = tempfile.TemporaryDirectory(prefix="porting-torch-")
     try:
+        attributes = attributes_of(module)
         plan, bound = bound_examples(module, examples, specs, what)
         outputs = graph_outputs(module, plan, bound, what)
         require_deterministic(module, plan, bound[0], what)
+        require_unchanged_attributes(attributes, module, what)
         free = free_sizes(bound, specs, dynamic)
         require_state(state, plan.names, list(outputs.values()))
         seen = example_to_export(module, plan, bound, free, what)
@@ -245,8 +254,10 @@ def source_from_module(
 
 def _set_eval(module: torch.nn.Module) -> Callable[[], None]:
     """Put every layer in eval mode; call the result to put it back. `require_eval` has seen that it changes no result."""
-    trained = [m for m in module.modules() if m.training]
-    module.eval()
+    moded = [m for m in module.modules() if hasattr(m, "training")]  # a frozen TorchScript module has no mode any more
+    trained = [m for m in moded if m.training]
+    for one in moded:
+        one.training = False
 
     def restore() -> None:
         while trained:

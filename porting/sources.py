@@ -53,6 +53,12 @@ def open_source(
     """
     if (source is None) == (model is None):
         raise UsageError("name one model: SOURCE, or --model package.module:factory", where="source")
+    if dynamic is not None and not isinstance(dynamic, Mapping):
+        raise UsageError(
+            f"free dimensions come as a mapping, got a {type(dynamic).__name__}",
+            where="dynamic",
+            next='dynamic={"x": {0: "batch"}}',
+        )
     if entry is not None and weights_file is None:
         raise UsageError(f"an entry of what? {entry!r}", where="--entry", next="it goes with --model and --weights FILE")
     if model is None and weights_file is not None:

@@ -40,6 +40,9 @@ def infer_shapes(model: ir.Model) -> int:
         value.type = value.type or kind
         value.shape = _named(value, declared)
     for output, (_, declared) in outputs.items():
+        if output.uses():  # read inside too: a size that is declared wrongly would be folded into what comes after
+            output.shape = _named(output, declared)
+            continue
         merged = _merged(declared, _described(output)[1])
         output.shape = None if merged is None else ir.Shape(merged)
     now = {value: _described(value) for value in (*before, *outputs)}

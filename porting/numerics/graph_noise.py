@@ -269,7 +269,14 @@ class _Injector:
             exact = f"{name}/wide"
             yield helper.make_node("Cast", [source], [exact], name=exact, to=wide)
         yield from self._uniform(exact, f"{name}/e", wide, scale, self.count)
-        yield helper.make_node("Mul", [exact, f"{name}/e"], [f"{name}/d"], name=f"{name}/d")
+        # the error of an infinity, as in a mask, is finite: inf + inf * e would be NaN for one of both signs
+        limits = np.finfo(np.float64 if wide == TensorProto.DOUBLE else np.float32)
+        for part, value in (("lowest", limits.min), ("highest", limits.max)):
+            constant = numpy_helper.from_array(np.asarray(value, limits.dtype))
+            yield helper.make_node("Constant", [], [f"{name}/{part}"], name=f"{name}/{part}", value=constant)
+        yield helper.make_node("Max", [exact, f"{name}/lowest"], [f"{name}/above"], name=f"{name}/above")
+        yield helper.make_node("Min", [f"{name}/above", f"{name}/highest"], [f"{name}/finite"], name=f"{name}/finite")
+        yield helper.make_node("Mul", [f"{name}/finite", f"{name}/e"], [f"{name}/d"], name=f"{name}/d")
         total = f"{name}/sum" if wide != kind or bounded else target
         yield helper.make_node("Add", [exact, f"{name}/d"], [total], name=f"{name}/sum")
         if bounded:

@@ -186,7 +186,7 @@ def test_a_factory_with_its_weights_on_the_command_line(models: Path) -> None:
     assert json.loads(out)["verdict"] == "pass"
     code, out, err = command(models, "validate", "net.port", *named, "--inputs", "image.npz", "--json", "--quiet")
     assert code == 0, err
-    assert list(json.loads(out)["details"]["sizes"])[0].startswith("example")
+    assert next(iter(json.loads(out)["details"]["sizes"])).startswith("example")
     code, _, err = command(models, "validate", "net.port", *named, "--against", "vision.onnx", "--quiet")
     assert code == 2 and "given twice" in err
     code, _, err = command(models, "convert", "vision.onnx", "--weights", "net.pth", "-o", "other", "--quiet")
@@ -252,7 +252,9 @@ def test_recorded_noise_is_that_of_the_source(models: Path, tmp_path: Path) -> N
     assert replace(golden, integrity="x").to_bytes() == golden.to_bytes()
 
 
-def test_an_exporter_that_goes_wrong_does_not_hide_behind_its_own_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_that_goes_wrong_does_not_hide_behind_its_own_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A weight of the exported file is a thousandth off: the bound, which is measured on that file, has no part in the error."""
     from porting.converters import torch_module
 

@@ -22,16 +22,16 @@ from porting.conversion import convert
 from porting.converters.checkpoints.open import open_checkpoint
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.errors import EvidenceUnavailable, InputError, PortError, RuntimeFailed, UsageError
+from porting.evidence import placement_check
 from porting.fidelity import _cuts
 from porting.golden import Golden, GoldenCase
 from porting.identity import config_hash, model_facts
 from porting.inputs import cases_of
+from porting.language_validation import judge
 from porting.numerics.sketch import sketch
 from porting.port_folder import Port, open_port
 from porting.recording import golden_of, identity_of, record
 from porting.reference import GoldenReference, UpstreamReference
-from porting.evidence import placement_check
-from porting.language_validation import judge
 from porting.validation import validate
 from porting.weights import source_stream
 

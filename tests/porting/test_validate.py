@@ -19,12 +19,12 @@ from porting.converters.checkpoints.open import open_checkpoint
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.converters.passes.tables import lower
 from porting.inputs import cases_of
+from porting.language_validation import judge
 from porting.port_folder import Port
 from porting.port_writer import Source, write_port
 from porting.reference import UpstreamReference
 from porting.session import Session
 from porting.types import Checkpoint, Graph
-from porting.language_validation import judge
 from porting.weights import stream_of
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = OWN

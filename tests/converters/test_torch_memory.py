@@ -1,0 +1,67 @@
+"""Modules that remember, TorchScript in training mode, sizes that torch.export takes as bounded, masks of -inf: nothing passes wrongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import porting
+from porting.errors import InputError, UnsupportedModel
+
+
+class Remembers(torch.nn.Module):
+    def __init__(self, first: Any) -> None:
+        super().__init__()
+        self.last = first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.last is None:
+            self.last = x.mean(0)
+        elif isinstance(self.last, dict):
+            self.last["x"] = x.clone()
+            return x + 1
+        else:
+            result = x + self.last
+            self.last = x.clone()
+            return result
+        return x - self.last
+
+
+@pytest.mark.parametrize("first", [torch.zeros(2, 4), None, {}], ids=["tensor", "none", "dict"])
+def test_what_a_module_keeps_in_an_attribute_is_seen(first: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"changes attributes of its own when it runs|it remembers something between calls"):
+        porting.port(Remembers(first).eval(), tmp_path / "port", example_inputs=(torch.randn(2, 4),))
+
+
+class Branches(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] < 17 else x * 3
+
+
+def test_a_size_that_holds_up_to_a_bound_only_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="above 16"):
+        porting.convert(Branches().eval(), tmp_path / "port", example_inputs=(torch.randn(3, 4),), dynamic={"x": {0: "b"}})
+    assert porting.port(Branches().eval(), tmp_path / "port", example_inputs=(torch.randn(3, 4),)).ok, "fixed, it is what it is"
+
+
+def test_a_causal_mask_of_minus_infinity(tmp_path: Path) -> None:
+    class Causal(torch.nn.Module):
+        def forward(self, q: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+    verdict = porting.port(Causal().eval(), tmp_path / "port", example_inputs=(torch.randn(1, 2, 5, 4),))
+    assert verdict.ok and 0 < verdict.checks[-1].bound < 1e-4
+    assert porting.validate(tmp_path / "port").ok
+
+
+def test_torchscript_in_training_mode_is_refused_and_frozen_is_not(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+    torch.jit.script(net.train()).save(tmp_path / "training.pt")
+    given: dict[str, Any] = {"allow_pickle": True, "example_inputs": (torch.randn(2, 4),)}
+    with pytest.raises(InputError, match="training mode"):
+        porting.port(tmp_path / "training.pt", tmp_path / "port", **given)
+    torch.jit.freeze(torch.jit.script(net.eval())).save(str(tmp_path / "frozen.pt"))
+    assert porting.port(tmp_path / "frozen.pt", tmp_path / "port", **given).ok
