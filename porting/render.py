@@ -20,7 +20,8 @@ def verdict_text(verdict: Verdict) -> str:
     missed = verdict.details.get("not_reached")
     if missed:
         longest = verdict.details.get("longest_case")
-        facts.append(f"NOT shown by these inputs (longest: {longest} positions): {printable('; '.join(map(str, missed)))}")
+        of = f" (longest: {longest} positions)" if longest is not None else ""
+        facts.append(f"NOT shown by these inputs{of}: {printable('; '.join(map(str, missed)))}")
     facts.append(f"{verdict.seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
     again = verdict.details.get("again")
     if again:

@@ -62,6 +62,10 @@ class Session:
         """
         if not self.program.state.pairs:
             raise UsageError("this program keeps no state", next="call run(feeds) without a state")
+        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 0):
+            raise InputError(
+                f"a state has a whole number of rows, got batch={batch!r}", where="new_state", next="give the rows that are fed"
+            )
         source = state_from_arrays(self.program, initial, batch) if initial else None
         rows = (1 if batch is None else batch) if source is None else len(source.length)
         wanted = max(capacity, source.capacity if source else 0) if self.program.state.length else 0

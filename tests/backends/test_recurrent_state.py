@@ -276,3 +276,9 @@ def test_any_cut_equals_the_whole(cuts: list[int], seed: int) -> None:
         parts = [p for p in np.split(x, sorted(set(cuts))) if len(p)]
         got = np.concatenate([session.run({"x": part}, state)["y"] for part in parts])
         np.testing.assert_allclose(got, whole, rtol=0, atol=BOUND)
+
+
+@pytest.mark.parametrize("batch", [-1, 1.5, True])
+def test_rows_of_a_state_are_a_whole_number(batch: object) -> None:
+    with open_session(recurrent("LSTM", 1)) as session, pytest.raises(InputError, match="a state has a whole number of rows"):
+        session.new_state(batch=batch)  # type: ignore[arg-type]
