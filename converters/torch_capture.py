@@ -7,8 +7,10 @@ as a guard: the program holds only for sizes that answer alike. Where it asks ab
 from __future__ import annotations
 
 import ast
+import ctypes
 import logging
 import operator
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,6 +250,21 @@ def _holds(decision: str, sizes: Mapping[str, int]) -> bool:
 
 
 @contextmanager
+def _native_stdout_to_stderr() -> Iterator[None]:
+    """What torch's C++ writes to stdout goes to stderr: stdout is the result of a command, one JSON object for example."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextmanager
 def quiet() -> Iterator[list[warnings.WarningMessage]]:
     """torch's loggers and warnings say nothing; the warnings are collected. Whatever is wrong comes as an exception."""
     import torch
@@ -260,6 +277,7 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     with ExitStack() as stack:
         caught = stack.enter_context(warnings.catch_warnings(record=True))
+        stack.enter_context(_native_stdout_to_stderr())
         stack.enter_context(redirect_stdout(StringIO()))
         stack.enter_context(redirect_stderr(StringIO()))  # torch prints the graph of a program that it refuses
         stack.enter_context(recurrent_shapes())

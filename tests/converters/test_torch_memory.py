@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,17 @@ def test_torchscript_in_training_mode_is_refused_and_frozen_is_not(tmp_path: Pat
         porting.port(tmp_path / "training.pt", tmp_path / "port", **given)
     torch.jit.freeze(torch.jit.script(net.eval())).save(str(tmp_path / "frozen.pt"))
     assert porting.port(tmp_path / "frozen.pt", tmp_path / "port", **given).ok
+
+
+def test_what_torch_prints_itself_is_not_on_stdout(tmp_path: Path) -> None:
+    """The second exporter writes the graph that it refuses to the file descriptor; stdout is one JSON object."""
+    (tmp_path / "nets.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        return torch.linalg.inv(x)\n\n\n"
+        "def make():\n    return Net().eval()\n"
+    )
+    arguments = ["port", "--model", "nets:make", "--input", "x: float32[3, 3]", "-o", "port", "--json", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "porting", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["error"]["exit_code"] == 2
