@@ -94,6 +94,7 @@ def load_weights(
         raise CheckpointError(
             f"{what} cannot be loaded with {path.name}: {short(error)}", where=where_raised(error, str(path))
         ) from error
+    _require_equal_where_tied(module, tensors, path, what)
     missing = _without_tied(list(result.missing_keys), wanted, set(tensors) - set(result.unexpected_keys))
     unexpected = list(result.unexpected_keys)
     if (missing or unexpected) and (strict or len(unexpected) == len(tensors)):
@@ -104,6 +105,24 @@ def load_weights(
     facts = {"file": path.name, "entry": ".".join(chosen.path), "prefix": chosen.prefix, "cast": casts, "missing": missing}
     loaded.facts = {key: value for key, value in facts.items() if value}
     return loaded
+
+
+def _require_equal_where_tied(module: torch.nn.Module, tensors: Mapping[str, Any], path: Path, what: str) -> None:
+    """raises: CheckpointError where the module has one tensor under several names, and the file several tensors"""
+    import torch
+
+    shared: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in tensors and isinstance(tensor, torch.Tensor) and tensor.numel():
+            shared.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+    for first, *others in shared.values():
+        for name in others:
+            if not torch.equal(tensors[first], tensors[name]):
+                raise CheckpointError(
+                    f"{what} has one tensor for {first} and {name}, and {path.name} two that differ: one of them would be lost",
+                    where=str(path),
+                    next="take the weights of this very module, or untie the two in its code",
+                )
 
 
 # --- finding the mapping ----------------------------------------------------------------------------------------------

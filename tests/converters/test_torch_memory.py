@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import porting
-from porting.errors import InputError, UnsupportedModel
+from porting.errors import CheckpointError, InputError, UnsupportedModel
 
 
 class Remembers(torch.nn.Module):
@@ -82,3 +82,27 @@ def test_what_torch_prints_itself_is_not_on_stdout(tmp_path: Path) -> None:
     )
     assert done.returncode == 2, done.stderr
     assert json.loads(done.stdout)["error"]["exit_code"] == 2
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_two_tensors_for_one_of_the_module_have_to_be_equal(differ: bool, tmp_path: Path) -> None:
+    from porting.converters.torch_weights import load_weights
+
+    state = {name: tensor.clone() for name, tensor in Tied().state_dict().items()}
+    state["second.weight"] += float(differ)
+    torch.save(state, tmp_path / "w.pth")
+    if not differ:
+        assert "second.weight" in load_weights(Tied(), tmp_path / "w.pth", "Tied").used
+        return
+    with pytest.raises(CheckpointError, match=r"one tensor for first\.weight and second\.weight"):
+        load_weights(Tied(), tmp_path / "w.pth", "Tied")
