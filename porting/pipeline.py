@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import canonical_graph, precision_of, require_path, write_canonical
+from porting.conversion import GRAPH, canonical_graph, precision_of, require_path, write_canonical
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable
 from porting.inputs import paths_of
@@ -73,12 +73,20 @@ def port(
             **verdict.details,
             "tensors_used": len(made.manifest["tensors"]["used"]),
             "tensors_dropped": made.manifest["tensors"]["dropped"],
+            **missing_weights(made),
             "total_seconds": round(time.perf_counter() - start, 3),
             "again": f"porting validate {made.path} --device {device}",
         }
         full = Verdict(**{**verdict.__dict__, "details": details})
         write_evidence(made, full, judgement)
     return full
+
+
+def missing_weights(made: Port) -> dict[str, list[str]]:
+    """What a weights file left as the factory of the module made it, where that was allowed."""
+    loaded = made.manifest["config"].get("weights") if made.manifest["kind"] == GRAPH else None
+    names = loaded.get("missing") if isinstance(loaded, Mapping) else None
+    return {"weights_missing": list(names)} if names else {}
 
 
 def require_usable(device: str) -> None:

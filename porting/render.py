@@ -22,6 +22,9 @@ def verdict_text(verdict: Verdict) -> str:
         longest = verdict.details.get("longest_case")
         of = f" (longest: {longest} positions)" if longest is not None else ""
         facts.append(f"NOT shown by these inputs{of}: {printable('; '.join(map(str, missed)))}")
+    unset = verdict.details.get("weights_missing")
+    if unset:
+        facts.append(f"NOT in the weights file, left as the factory made them: {printable(', '.join(map(str, unset)))}")
     facts.append(f"{verdict.seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
     again = verdict.details.get("again")
     if again:

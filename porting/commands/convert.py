@@ -46,6 +46,7 @@ def command(
     does that, and `port` does both.
     """
     from porting.conversion import convert
+    from porting.pipeline import missing_weights
 
     kept, weights_file = options.split_weights(weights)
     with source.opened(weights_file, inputs) as opened:
@@ -69,11 +70,16 @@ def command(
     }
     result |= {"tensors_used": len(m["tensors"]["used"]), "tensors_dropped": m["tensors"]["dropped"], "weights": m["weights"]}
     result["passes"] = m["passes"]
+    result |= missing_weights(port)
     held = m["weights"]
     lines = [
         f"wrote {port.path}: {m['architecture']} for {m['target']} in {m['precision']}",
         f"  tensors  {len(m['tensors']['used'])} used, {len(m['tensors']['dropped'])} dropped",
         f"  weights  {options.size(held['written_bytes'])} written, {options.size(held['linked_bytes'])} linked",
+        *[
+            f"  NOT in the weights file, left as the factory made it: {name}"
+            for name in missing_weights(port).get("weights_missing", [])
+        ],
         *[f"  not linked: {name}: {reason}" for name, reason in held["not_linked"].items()],
         f"  next: porting validate {port.path} {source.reference(weights_file)}",
     ]

@@ -275,3 +275,24 @@ def test_an_exporter_that_goes_wrong_does_not_hide_behind_its_own_noise(
     net = torch.nn.Linear(6, 3).eval()
     verdict = make_port(net, tmp_path / "port", example_inputs=(torch.randn(4, 6),))
     assert verdict.exit_code == 1 and verdict.checks[-1].value > 10 * verdict.checks[-1].bound
+
+
+def test_weights_that_a_file_does_not_have_are_named(models: Path) -> None:
+    state = torch.load(models / "net.pth", weights_only=True)["model_state_dict"]
+    torch.save({name: tensor for name, tensor in state.items() if name != "head.bias"}, models / "part.pth")
+    named = (
+        "--model",
+        "nets:make",
+        "--weights",
+        "part.pth",
+        "--input",
+        "image: float32[1, 3, 8, 8]",
+        "-o",
+        "part.port",
+        "--quiet",
+    )
+    code, _, err = command(models, "convert", *named)
+    assert code == 2 and "head.bias" in err
+    code, out, err = command(models, "port", *named, "--no-strict")
+    assert code == 0, err
+    assert "NOT in the weights file, left as the factory made them: head.bias" in out
