@@ -109,7 +109,14 @@ def capture(function: Any, plan: CallPlan, tensors: Mapping[str, torch.Tensor], 
 
 def require_unbounded(program: Any, what: str) -> None:
     """raises: UnsupportedModel for a program that holds only up to some size, which its graph would not say"""
-    bounds = [r.upper for r in program.range_constraints.values() if r.upper < UNLIMITED]
+    values = [
+        node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and hasattr(node.meta.get("val"), "shape")
+    ]
+    # of the inputs alone: how many elements a nonzero inside may give has a bound of its own
+    free = {
+        str(s) for value in values for size in value.shape if not isinstance(size, int) for s in size.node.expr.free_symbols
+    }
+    bounds = [r.upper for symbol, r in program.range_constraints.items() if str(symbol) in free and r.upper < UNLIMITED]
     if bounds:
         raise UnsupportedModel(
             f"{what} computes something else, or nothing, where a free size is above {int(min(bounds))}: a graph would not stop there",
