@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +60,20 @@ def folded(of_original: Sequence[Conditional], of_port: Sequence[Conditional]) -
     """Names of the Ifs that the conversion decided once and for all."""
     kept = {c.name for c in of_port}
     return [c.name for c in of_original if c.name not in kept]
+
+
+def unreached(
+    of_original: Sequence[Conditional], of_port: Sequence[Conditional], forced: Iterable[Mapping[str, bool]]
+) -> tuple[list[Branch], list[Branch]]:
+    """Branches that are in the port and that no run took: those that the values of inputs choose, and those that only sizes do.
+
+    forced: of every run; the last entry is the branch that the run is for
+    """
+    taken = {list(one.items())[-1] for one in forced if one}
+    kept = {c.name for c in of_port}
+    valued = {c.name for c in of_original if c.valued}
+    left = [b for b in branches_of(of_original) if b.node in kept and (b.node, b.taken) not in taken]
+    return [b for b in left if b.node in valued], [b for b in left if b.node not in valued]
 
 
 class ForcedPort:

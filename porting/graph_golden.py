@@ -138,7 +138,12 @@ def golden_of_graph(
     if isinstance(reference, GoldenGraphReference):
         return reference.golden
     recorded = [
-        Recorded(one.run, [{n: kept_of(e) for n, e in step.items()} for step in one.steps], one.noise)
+        Recorded(
+            one.run,
+            [{n: kept_of(e, small.get(n)) for n, e in step.items()} for step, small in one.steps_and_small],
+            one.noise,
+            one.small,
+        )
         for one in reference.recorded
     ]
     notes = {name: reference.details[name] for name in NOTES if name in reference.details}
@@ -172,9 +177,9 @@ def _run_content(one: Recorded) -> dict[str, Any]:
                 "case": part.case,
                 "without": list(part.without),
                 "cut": {name: list(place) for name, place in part.cut.items()},
-                "outputs": {name: output_content(e, of_step.get(name)) for name, e in step.items()},
+                "outputs": {name: output_content(e, of_step.get(name), small.get(name)) for name, e in step.items()},
             }
-            for part, step, of_step in zip(one.run.parts, one.steps, noise, strict=True)
+            for part, (step, small), of_step in zip(one.run.parts, one.steps_and_small, noise, strict=True)
         ],
     }
 
@@ -209,17 +214,18 @@ def _run_from(value: Any, cases: Mapping[str, Mapping[str, Any]], where: str) ->
     name = text(value["name"], where)
     listed = [pair_of(entry, 2, where) for entry in list_of(value["forced"], where)]
     forced = {text(node, where): truth(branch, where) for node, branch in listed}
-    parts, outputs, noise = [], [], []
+    parts, outputs, noise, small = [], [], [], []
     for entry in list_of(value["steps"], where):
         step = object_with(entry, ("case", "without", "cut", "outputs"), where)
         parts.append(part_from(step, cases, where))
         found = {n: output_from(o, f"{where}, output {printable(n, 60)}") for n, o in table(step["outputs"], where).items()}
-        outputs.append({n: expected for n, (expected, _) in found.items()})
-        noise.append({n: measured for n, (_, measured) in found.items() if measured is not None})
+        outputs.append({n: expected for n, (expected, _, _) in found.items()})
+        noise.append({n: measured for n, (_, measured, _) in found.items() if measured is not None})
+        small.append({n: of_small for n, (_, _, of_small) in found.items() if of_small is not None})
     if not parts:
         raise InputError("a run without a step", where=where)
     measured = any(noise) or all(e.exact for step in outputs for e in step.values())
-    return Recorded(run_of(name, parts, cases, forced), outputs, noise if measured else None)
+    return Recorded(run_of(name, parts, cases, forced), outputs, noise if measured else None, small)
 
 
 def _notes_from(value: Any) -> dict[str, Any]:

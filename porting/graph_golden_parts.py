@@ -17,7 +17,8 @@ from porting.errors import InputError
 from porting.feed_values import GENERATOR, symbols
 from porting.feeds import Recipe, feeds_hash
 from porting.golden_file import INPUT_DTYPES, MAX_ELEMENTS, array_content, array_from, sketch_content, sketch_from, texts_from
-from porting.graph_outputs import Difference, Expected, ExpectedArray, misfit
+from porting.graph_outputs import Difference, Expected, ExpectedArray, compressed, misfit
+from porting.graph_reference import ILL_CONDITIONED, SLACK, Small
 from porting.graph_runs import Part
 from porting.numerics.sketch import Sketch, estimate_difference, sketch
 from porting.onnx_facts import Conditional
@@ -30,9 +31,10 @@ MOST = 1 << 20  # of runs, steps, Ifs: far above any model, and little enough to
 
 @dataclass(frozen=True, eq=False)
 class ExpectedSketch:
-    """A float output of which a sketch is kept."""
+    """A float output of which a sketch is kept, and one of asinh(x / scale) where its small elements are looked at."""
 
     kept: Sketch
+    small: Sketch | None = None
     exact: bool = False
 
     def compare(self, name: str, array: np.ndarray) -> Difference:
@@ -40,6 +42,10 @@ class ExpectedSketch:
         if problem:
             return Difference(math.inf, name, problem)
         return Difference(estimate_difference(self.kept, array).rel_l2_high, name)
+
+    def compare_small(self, name: str, array: np.ndarray, scale: float) -> Difference:
+        assert self.small is not None
+        return Difference(estimate_difference(self.small, compressed(array, scale)).rel_l2_high, name)
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,12 @@ class ExpectedHash:
         return Difference(1, name)
 
 
-def kept_of(expected: Expected) -> Expected:
+def kept_of(expected: Expected, small: Small | None) -> Expected:
     if not isinstance(expected, ExpectedArray):
         return expected
     array = expected.array
     if not expected.exact and array.size and np.isfinite(array.astype(np.float64)).any():
-        return ExpectedSketch(sketch(array))
+        return ExpectedSketch(sketch(array), None if small is None else sketch(compressed(array, small.scale)))
     unstable = 0 if expected.unstable is None else int(expected.unstable.sum())
     return ExpectedHash(str(array.dtype), array.shape, feeds_hash(array), unstable)
 
@@ -99,15 +105,18 @@ def case_content(feeds: Mapping[str, Any], recipe: Recipe | None) -> dict[str, A
     }
 
 
-def output_content(expected: Expected, noise: float | None) -> dict[str, Any]:
-    kept = expected.kept if isinstance(expected, ExpectedSketch) else None
+def output_content(expected: Expected, noise: float | None, small: Small | None) -> dict[str, Any]:
+    kept = expected if isinstance(expected, ExpectedSketch) else None
     exact = expected if isinstance(expected, ExpectedHash) else None
     return {
-        "sketch": None if kept is None else sketch_content(kept),
+        "sketch": None if kept is None else sketch_content(kept.kept),
         "exact": None
         if exact is None
         else {"dtype": exact.dtype, "shape": list(exact.shape), "sha256": exact.sha256, "unstable": exact.unstable},
         "noise": None if noise is None else repr(float(noise)),
+        "small": None
+        if small is None or kept is None or kept.small is None
+        else {"scale": repr(small.scale), "noise": repr(small.noise), "sketch": sketch_content(kept.small)},
     }
 
 
@@ -215,17 +224,32 @@ def part_from(step: Mapping[str, Any], cases: Mapping[str, Mapping[str, Any]], w
     return Part(case, tuple(text(n, where) for n in list_of(step["without"], where)), cut)
 
 
-def output_from(value: Any, where: str) -> tuple[Expected, float | None]:
-    value = object_with(value, ("sketch", "exact", "noise"), where)
+def output_from(value: Any, where: str) -> tuple[Expected, float | None, Small | None]:
+    value = object_with(value, ("sketch", "exact", "noise", "small"), where)
     noise = None if value["noise"] is None else _number(value["noise"], where)
     if (value["sketch"] is None) == (value["exact"] is None):
         raise InputError("expected either a sketch or a hash", where=where)
     if value["sketch"] is not None:
-        return ExpectedSketch(sketch_from(value["sketch"], where)), noise
+        kept, small, of_small = sketch_from(value["sketch"], where), None, None
+        if value["small"] is not None:
+            listed = object_with(value["small"], ("scale", "noise", "sketch"), where)
+            small, of_small = _small_from(listed, where), sketch_from(listed["sketch"], where)
+            if of_small.shape != kept.shape:
+                raise InputError(f"sketches of {list(kept.shape)} and of {list(of_small.shape)}", where=where)
+        return ExpectedSketch(kept, of_small), noise, small
+    if value["small"] is not None:
+        raise InputError("small elements of an output that is exact", where=where)
     exact = object_with(value["exact"], ("dtype", "shape", "sha256", "unstable"), where)
     shape = shape_of(exact["shape"], MAX_ELEMENTS, where)
     unstable = integer(exact["unstable"], 0, MAX_ELEMENTS, where)
-    return ExpectedHash(text(exact["dtype"], where), shape, text(exact["sha256"], where), unstable), noise
+    return ExpectedHash(text(exact["dtype"], where), shape, text(exact["sha256"], where), unstable), noise, None
+
+
+def _small_from(value: Mapping[str, Any], where: str) -> Small:
+    small = Small(_number(value["scale"], where), _number(value["noise"], where))
+    if not 0 < small.scale < math.inf or SLACK * small.noise > ILL_CONDITIONED:
+        raise InputError(f"a scale of {small.scale} with noise of {small.noise}", where=where)
+    return small
 
 
 def conditional_from(value: Any) -> Conditional:

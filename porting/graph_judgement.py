@@ -26,6 +26,8 @@ from porting.state import batch_place, state_buffers
 from porting.types import GraphSource, Original, Program, StatePair, StateSpec, TensorSpec
 from porting.verdict import Verdict, printable
 
+NUDGE = 0.01  # relative
+
 
 class GraphJudgement:
     """A reference for ports of kind "graph".
@@ -164,7 +166,8 @@ def with_state(feeds: Mapping[str, Any], source: GraphSource | Interface, pairs:
 def stretched(given: Mapping[str, Mapping[str, Any]], specs: Sequence[TensorSpec], original: Any) -> Cases:
     """The given cases, and the first of them repeated once along each free dimension in turn, where the original takes that.
 
-    What is repeated stays what the model is meant for, which random numbers of another size would not be.
+    What is repeated stays what the model is meant for, which random numbers of another size would not be. Floats are up to NUDGE smaller the
+    second time: numbers that are equal have no order, and what sorts them may give any.
     """
     first = next(iter(given.values()))
     symbols = dict.fromkeys(dim for spec in specs for dim in spec.shape if isinstance(dim, str))
@@ -188,6 +191,8 @@ def _repeated(value: Any, spec: TensorSpec, symbol: str) -> Any:
     if symbol not in spec.shape or not isinstance(value, np.ndarray):
         return value
     array = value
+    nudges = np.random.default_rng(0)
     for axis in [axis for axis, dim in enumerate(spec.shape) if dim == symbol]:
-        array = np.concatenate([array, array], axis)
+        again = array * (1 - NUDGE * nudges.random(array.shape)) if dtype_of(spec.dtype).kind == "f" else array
+        array = np.concatenate([array, again], axis)
     return np.ascontiguousarray(array, dtype_of(spec.dtype) if spec.dtype != "string" else None)

@@ -8,6 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+SCALES = (0.01, 0.1, 0.5)  # quantiles; the first at which roundings do not drown what is looked at is taken
+WIDE = 100  # how far above its small elements the root mean square of an output is, when it hides them. A normal distribution has 80
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -34,6 +37,8 @@ class Expected(Protocol):
     @property
     def exact(self) -> bool: ...
     def compare(self, name: str, array: np.ndarray) -> Difference: ...
+    def compare_small(self, name: str, array: np.ndarray, scale: float) -> Difference:
+        """The same of asinh(x / scale), of a float output that `compare` finds comparable. scale: what was measured with"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,10 @@ class ExpectedArray:
             return Difference(int(np.count_nonzero(wrong)), _place(name, wrong))
         return Difference(relative_error(self.array, array), _place(name, _gap(self.array, array)))
 
+    def compare_small(self, name: str, array: np.ndarray, scale: float) -> Difference:
+        wanted, got = compressed(self.array, scale), compressed(array, scale)
+        return Difference(relative_error(wanted, got), _place(name, _gap(wanted, got)))
+
 
 def is_exact(dtype: np.dtype) -> bool:
     """Integers, booleans and texts."""
@@ -85,6 +94,26 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
         difference = math.sqrt(float(np.square((c - r) / scale).sum()))
         size = math.sqrt(float(np.square(r / scale).sum()))
     return difference / size if size else (0.0 if difference == 0 else difference if math.isnan(difference) else math.inf)
+
+
+def compressed(array: np.ndarray, scale: float) -> np.ndarray:
+    """asinh(x / scale), float64: x / scale of small elements, and the logarithm of large ones, which then hide the small no more."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.arcsinh(array.astype(np.float64) / scale)
+
+
+def small_scales(array: np.ndarray) -> list[float]:
+    """Scales of an output whose small elements do not show in its L2 norm, smallest first; none where all show.
+
+    They are the quantiles SCALES of the sizes of its elements that are neither 0 nor infinite.
+    """
+    sizes = np.abs(array[np.isfinite(array) & (array != 0)].astype(np.float64))
+    if not sizes.size:
+        return []
+    largest = sizes.max()
+    if math.sqrt(float(np.square(sizes / largest).mean())) * largest <= WIDE * np.quantile(sizes, SCALES[0]):
+        return []
+    return sorted({float(scale) for scale in np.quantile(sizes, SCALES)})
 
 
 def _gap(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:

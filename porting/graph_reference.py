@@ -13,7 +13,7 @@ import numpy as np
 from porting.branches import branches_of
 from porting.errors import InputError, PortingError
 from porting.feeds import Cases
-from porting.graph_outputs import Expected, ExpectedArray, is_exact, relative_error
+from porting.graph_outputs import Expected, ExpectedArray, compressed, is_exact, relative_error, small_scales
 from porting.graph_runs import Part, Run, Runs, carried_runs, chunked, execute, flat, plain_runs, run_of
 from porting.noisy_original import NoisyOriginal
 from porting.onnx_facts import Conditional, conditionals, valued_names
@@ -21,6 +21,9 @@ from porting.original_onnx import OnnxOriginal
 from porting.types import Original, StatePair, TensorSpec
 from porting.verdict import printable
 
+# Noise is measured with errors of MULTIPLE roundings each, and two computations that differ have sqrt(2) of one each: what is left,
+# SLACK MULTIPLE / sqrt(2) = 5.7 standard deviations, covers that a root mean square of NOISE_RUNS numbers is one itself.
+SLACK = 2.0
 NOISE_RUNS = 4  # of each run: their root mean square is known to a factor of two or so
 # Above this share of an output roundings hide what a wrong constant or weight does: percents. source: the seeded faults of
 # tests/porting/test_graph_validation.py, of which the smallest moves outputs by 1e-3 of their size
@@ -28,16 +31,33 @@ ILL_CONDITIONED = 1e-2
 OTHER_INPUTS = "use inputs on which the model shows what it does: --inputs x.npz, and again for a second case"
 
 
+@dataclass(frozen=True)
+class Small:
+    """How the small elements of an output are looked at, beside which large ones hide them: as asinh(x / scale).
+
+    noise: the relative L2 error that roundings make in that
+    """
+
+    scale: float
+    noise: float
+
+
 @dataclass(eq=False)
 class Recorded:
     """A run, what each step should give, and the noise of each output: the relative L2 error that roundings make, as measured.
 
     noise: one table per step, root mean square by output; None where it was not measured yet
+    small: one table per step, of the outputs that have small elements which do not show and roundings do not drown
     """
 
     run: Run
     steps: list[dict[str, Expected]]
     noise: list[dict[str, float]] | None = None
+    small: list[dict[str, Small]] = field(default_factory=list)
+
+    @property
+    def steps_and_small(self) -> list[tuple[dict[str, Expected], dict[str, Small]]]:
+        return list(zip(self.steps, self.small or [{} for _ in self.steps], strict=True))
 
 
 class GraphReference(Protocol):
@@ -116,8 +136,8 @@ class OriginalReference:
     def _recorded(self, model: Runs, run: Run) -> Recorded:
         return Recorded(run, [{k: ExpectedArray(v) for k, v in step.items()} for step in execute(model, run, self.pairs)])
 
-    def _dependent(self) -> set[str] | None:
-        """Outputs that depend on the inputs; None where the graph does not say."""
+    def _dependent(self) -> dict[str, set[str]] | None:
+        """Output -> inputs whose values it depends on; None where the graph does not say."""
         if self.onnx_path is None:
             return None
         from porting.converters.checkpoints.onnx_file import read_proto
@@ -125,7 +145,8 @@ class OriginalReference:
         graph = read_proto(self.onnx_path).graph
         self.conditionals = conditionals(graph)
         # what depends on shapes alone counts: it may vary from case to case, and `valued_names` leaves it out
-        return valued_names(graph) & {v.name for v in graph.output}
+        reached = {spec.name: valued_names(graph, spec.name) for spec in self.inputs}
+        return {v.name: {name for name, found in reached.items() if v.name in found} for v in graph.output}
 
     def _force_branches(self) -> None:
         """One run for each branch, on the first case that the original can take that way."""
@@ -142,7 +163,7 @@ class OriginalReference:
                 try:
                     run = run_of(f"{branch.name}, {name}", [Part(name)], self.cases.feeds, branch.forced)
                     found = self._recorded(original, run)
-                    require_informative_outputs([found], set())
+                    require_informative_outputs([found], {})
                     self.recorded.append(found)
                     break
                 except PortingError as error:
@@ -184,7 +205,7 @@ def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[Stat
     for one in recorded:
         natural = plain.get(one.run.parts[0].case)
         if one.run.forced and natural is not None and _same(one, natural):  # the branch that the inputs take anyway
-            one.steps, one.noise = natural.steps, natural.noise
+            one.steps, one.noise, one.small = natural.steps, natural.noise, natural.small
             continue
         key = repr(sorted(one.run.forced.items()))
         if key not in models:
@@ -192,13 +213,63 @@ def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[Stat
             models = {key: (OnnxOriginal(path, one.run.forced), noisy)}  # one at a time in memory
         exact, noisy = models[key]
         without = execute(exact, one.run, pairs)
-        one.noise = [{} for _ in one.steps]
-        squares: list[dict[str, list[float]]] = [{} for _ in one.steps]
+        found = [_Errors() for _ in one.steps]
         for _ in range(NOISE_RUNS):
             for number, step in enumerate(execute(noisy, one.run, pairs)):
-                _add_noise(one.steps[number], without[number], step, squares[number])
-        for noise, found in zip(one.noise, squares, strict=True):
-            noise.update((name, math.sqrt(sum(v) / NOISE_RUNS)) for name, v in found.items())
+                found[number].add(one.steps[number], without[number], step)
+        one.noise = [errors.noise() for errors in found]
+        one.small = [errors.small() for errors in found]
+
+
+class _Errors:
+    """What roundings did to the outputs of one step, run after run: squared relative errors."""
+
+    def __init__(self) -> None:
+        self._whole: dict[str, list[float]] = {}
+        self._scales: dict[str, dict[float, list[float]]] = {}
+
+    def add(self, expected: dict[str, Expected], without: Mapping[str, Any], noisy: Mapping[str, Any]) -> None:
+        """expected: the elements of exact outputs that changed are marked there as unstable"""
+        for name, one in list(expected.items()):
+            if not isinstance(one, ExpectedArray):
+                continue
+            # else roundings decide how much comes out
+            fits = name in without and name in noisy and noisy[name].shape == without[name].shape
+            if not one.exact:
+                error = relative_error(without[name], noisy[name]) if fits else math.inf
+                self._whole.setdefault(name, []).append(error * error)
+                if fits:
+                    self._add_small(name, one.array, without[name], noisy[name])
+            elif fits:
+                changed = np.asarray(without[name] != noisy[name])
+                if changed.shape == one.array.shape and changed.any():
+                    expected[name] = ExpectedArray(one.array, changed if one.unstable is None else one.unstable | changed)
+            else:
+                expected[name] = ExpectedArray(one.array, np.ones(one.array.shape, bool))
+
+    def _add_small(self, name: str, wanted: np.ndarray, without: np.ndarray, noisy: np.ndarray) -> None:
+        if name not in self._scales:
+            self._scales[name] = {scale: [] for scale in small_scales(wanted)}
+        for scale, squares in self._scales[name].items():
+            error = relative_error(compressed(without, scale), compressed(noisy, scale))
+            squares.append(error * error)
+
+    def noise(self) -> dict[str, float]:
+        return {name: _root_mean(squares) for name, squares in self._whole.items()}
+
+    def small(self) -> dict[str, Small]:
+        found = {}
+        for name, scales in self._scales.items():
+            for scale, squares in sorted(scales.items()):
+                noise = _root_mean(squares)
+                if SLACK * noise <= ILL_CONDITIONED:
+                    found[name] = Small(scale, noise)
+                    break
+        return found
+
+
+def _root_mean(squares: Sequence[float]) -> float:
+    return math.sqrt(sum(squares) / NOISE_RUNS)
 
 
 def _same(a: Recorded, b: Recorded) -> bool:
@@ -211,28 +282,6 @@ def _same(a: Recorded, b: Recorded) -> bool:
         and (x.array == y.array).all()
         for x, y in pairs
     )
-
-
-def _add_noise(
-    expected: dict[str, Expected],
-    without: Mapping[str, Any],
-    noisy: Mapping[str, Any],
-    squares: dict[str, list[float]],
-) -> None:
-    for name, one in list(expected.items()):
-        if not isinstance(one, ExpectedArray):
-            continue
-        fits = (
-            name in without and name in noisy and noisy[name].shape == without[name].shape
-        )  # else roundings decide how much comes out
-        if not one.exact:
-            squares.setdefault(name, []).append(relative_error(without[name], noisy[name]) ** 2 if fits else math.inf)
-        elif fits:
-            changed = np.asarray(without[name] != noisy[name])
-            if changed.shape == one.array.shape and changed.any():
-                expected[name] = ExpectedArray(one.array, changed if one.unstable is None else one.unstable | changed)
-        else:
-            expected[name] = ExpectedArray(one.array, np.ones(one.array.shape, bool))
 
 
 def noise_of(recorded: Sequence[Recorded]) -> dict[str, float]:
@@ -263,20 +312,21 @@ def require_same_again(original: Runs, first: Recorded) -> None:
             )
 
 
-def require_informative_outputs(recorded: Sequence[Recorded], depends: set[str] | None) -> list[str]:
+def require_informative_outputs(recorded: Sequence[Recorded], depends: Mapping[str, set[str]] | None) -> list[str]:
     """What of the outputs shows nothing, though others do.
 
-    depends: outputs that depend on the inputs, which have to vary; None when all have to
-    raises:  InputError when a float output that depends on the inputs is empty, one constant or not finite, or no output varies
+    depends: output -> inputs whose values it depends on; those outputs have to vary. None when each depends on all
+    raises:  InputError when a float output that depends on the inputs is empty, the same whatever is fed or not finite, or no output varies
     """
     silent: list[str] = []
     names = list(dict.fromkeys(name for one in recorded for step in one.steps for name in step))
     for name in names:
         arrays = [one.array for r in recorded for s in r.steps if isinstance(one := s.get(name), ExpectedArray)]
-        problem = _shows_nothing(arrays)
+        whose = None if depends is None else depends.get(name, set())
+        problem = _shows_nothing(arrays) or _stays_the_same(recorded, name, whose)
         if not problem:
             continue
-        if not is_exact(arrays[0].dtype) and (depends is None or name in depends or "NaN" in problem):
+        if not is_exact(arrays[0].dtype) and (whose is None or whose or "NaN" in problem):
             raise InputError(
                 f"these inputs show nothing: output {printable(name)!r} {problem}", where="the original", next=OTHER_INPUTS
             )
@@ -284,6 +334,28 @@ def require_informative_outputs(recorded: Sequence[Recorded], depends: set[str] 
     if len(silent) == len(names):
         raise InputError(f"these inputs show nothing: {printable('; '.join(silent))}", where="the original", next=OTHER_INPUTS)
     return silent
+
+
+def _stays_the_same(recorded: Sequence[Recorded], name: str, whose: set[str] | None) -> str:
+    """Why an output of the first steps shows nothing: cases with other values in `whose` (None: any input) give the same; "" when not."""
+    first: dict[tuple[int, ...], tuple[np.ndarray, Mapping[str, Any]]] = {}
+    others = 0
+    for one in recorded:
+        expected, feeds = one.steps[0].get(name), one.run.steps[0]
+        if not isinstance(expected, ExpectedArray) or expected.array.size == 0:
+            continue
+        array, fed = first.setdefault(expected.array.shape, (expected.array, feeds))
+        if not np.array_equal(array, expected.array):
+            return ""
+        moved = [n for n in (feeds if whose is None else whose & feeds.keys()) if not _equal_values(fed.get(n), feeds[n])]
+        others += bool(moved)
+    return f"is the same in {others + 1} cases that differ in what it depends on" if others else ""
+
+
+def _equal_values(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.shape == b.shape and bool(np.all(a == b))
+    return repr(a) == repr(b)
 
 
 def _shows_nothing(arrays: Sequence[np.ndarray]) -> str:

@@ -13,11 +13,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from porting.branches import ForcedPort, conditionals_of, folded, folded_check
+from porting.branches import Branch, ForcedPort, conditionals_of, folded, folded_check, unreached
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
 from porting.graph_outputs import Difference
-from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, GraphReference, Recorded, measure_noise, noise_of
+from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, SLACK, GraphReference, Recorded, Small, measure_noise, noise_of
 from porting.graph_runs import Run, execute, flat
 from porting.noisy_original import lengths_of
 from porting.numerics.bounds import UNIT_ROUNDOFF, rounding_bound
@@ -28,9 +28,6 @@ from porting.session import Session, open_session
 from porting.types import StateSpec
 from porting.verdict import Check, Verdict, printable
 
-# Noise is measured with errors of MULTIPLE roundings each, and two computations that differ have sqrt(2) of one each: what is left,
-# SLACK MULTIPLE / sqrt(2) = 5.7 standard deviations, covers that a root mean square of NOISE_RUNS numbers is one itself.
-SLACK = 2.0
 BOUND = (
     f"{SLACK:g} times the error of this output when every operator of the graph is off at random by {MULTIPLE} roundings "
     f"(u sqrt(n) for sums of n terms; Parker 1997, Higham & Mary 2019), root mean square of {NOISE_RUNS} runs"
@@ -41,7 +38,10 @@ FAIL, PASS, TIGHT, UNDECIDED = "fail", "pass", "tight", "undecided"
 
 @dataclass(frozen=True)
 class Measured:
-    """One output of one step: what was found, the bound, and what follows."""
+    """One output of one step: what was found, the bound, and what follows.
+
+    what: that was measured, when it is not the relative error of the output as it is
+    """
 
     group: str
     output: str
@@ -49,6 +49,7 @@ class Measured:
     found: Difference
     bound: float
     verdict: str
+    what: str = ""
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -86,7 +87,8 @@ def judge_graph(
             ran_on = str(runs.session.device)
         advance(1)
     gone = folded_check(reference.conditionals, ifs)
-    checks += [*([gone] if gone else []), *_checks(measured), *more]
+    by_values, by_sizes = unreached(reference.conditionals, ifs, [one.run.forced for one in recorded])
+    checks += [*([gone] if gone else []), *([_unreached_check(by_values)] if by_values else []), *_checks(measured), *more]
     undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED]
     return Verdict.from_checks(
         command,
@@ -108,6 +110,7 @@ def judge_graph(
             "folded_ifs": folded(reference.conditionals, ifs),
             **{"not_reached": [], **reference.details},
         },
+        not_shown=f"{len(by_sizes)} branches of Ifs that these sizes do not take" if by_sizes else "",
     )
 
 
@@ -162,6 +165,12 @@ def _interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:
     return Check.equal("inputs and outputs that only one side has", len(differing), 0, where)
 
 
+def _unreached_check(branches: Sequence[Branch]) -> Check:
+    why = "the original cannot take them on these inputs, and others can lead there: give inputs that do, --inputs x.npz"
+    where = printable(", ".join(one.name for one in branches))
+    return Check("branches that no inputs reach", "error", len(branches), 0, where, why)
+
+
 def _measured(port: Port, runs: PortRuns, recorded: Sequence[Recorded], checks: list[Check]) -> list[Measured]:
     """Every output of every step of every run. A run that the port refuses is a failed check, added to `checks`."""
     usual = noise_of(recorded)
@@ -173,7 +182,7 @@ def _measured(port: Port, runs: PortRuns, recorded: Sequence[Recorded], checks: 
         except (InputError, RuntimeFailed) as error:
             checks.append(Check("runs that the port refuses", "fail", printable(error.what), "none", printable(one.run.name)))
             continue
-        for number, (wanted, got) in enumerate(zip(one.steps, steps, strict=True)):
+        for number, ((wanted, small), got) in enumerate(zip(one.steps_and_small, steps, strict=True)):
             place = one.run.name if len(one.steps) == 1 else f"{one.run.name}, step {number}"
             for name, expected in wanted.items():
                 if name not in got:
@@ -186,7 +195,17 @@ def _measured(port: Port, runs: PortRuns, recorded: Sequence[Recorded], checks: 
                     tight.append(_tight(port, recorded))
                 verdict, bound = _decide(expected.exact, difference, bound, tight[0] if tight else 0.0)
                 found.append(Measured(_group(one.run), name, expected.exact, difference, bound, verdict))
+                if name in small and not difference.problem:
+                    of_small = expected.compare_small(f"{place}: {name}", got[name], small[name].scale)
+                    found.append(_of_small(found[-1], of_small, small[name]))
     return found
+
+
+def _of_small(of: Measured, found: Difference, small: Small) -> Measured:
+    """The same output, as its small elements show."""
+    bound = SLACK * small.noise
+    what = f"asinh({of.output} / {small.scale:.3g})"
+    return replace(of, found=found, bound=bound, verdict=PASS if found.value <= bound else FAIL, what=what)
 
 
 def _decide(exact: bool, found: Difference, bound: float, tight: float) -> tuple[str, float]:
@@ -230,7 +249,7 @@ def _check(worst: Measured) -> Check:
         return Check(f"{worst.group}{worst.output}", "error", None, None, where, found.undecided)
     if worst.exact:
         return Check.equal(f"{worst.group}elements of {worst.output} that differ", found.value, 0, where)
-    name = f"{worst.group}relative error of {worst.output}"
+    name = f"{worst.group}relative error of {worst.what or worst.output}"
     if worst.verdict == UNDECIDED:
         why = (
             f"ill-conditioned: on these inputs roundings alone move this output by up to {worst.bound:.1e}, and a wrong port would not "

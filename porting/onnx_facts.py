@@ -45,10 +45,10 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[tuple[onnx.GraphProto, onnx.Nod
             yield from nodes_of(body)
 
 
-def valued_names(graph: onnx.GraphProto) -> set[str]:
-    """Names of values that depend on the values of the graph's inputs, and not only on their shapes."""
+def valued_names(graph: onnx.GraphProto, of: str = "") -> set[str]:
+    """Names of values that depend on the values of the graph's inputs, or of that one input, and not only on their shapes."""
     initial = {t.name for t in graph.initializer}
-    found = {v.name for v in graph.input if v.name not in initial}
+    found = {v.name for v in graph.input if v.name not in initial and of in ("", v.name)}
     _spread(graph, found)
     return found
 
@@ -95,7 +95,7 @@ def _conditionals(
 def force(graph: onnx.GraphProto, forced: Mapping[str, bool]) -> set[str]:
     """Fix the condition of the If nodes named, in place: `c or not c`, `c and not c`. returns: the names that were found
 
-    Not a constant: a runtime puts the branch in the If's place then, which is another graph than the one that is looked at, and
+    As the larger and the smaller of two floats, which onnxruntime also has at opset 6; And and Or it has from 7 on. Not a constant: a runtime puts the branch in the If's place then, which is another graph than the one that is looked at, and
     onnxruntime 1.31.1 crashes doing so where the branch has weights in a file.
     """
     done = set()
@@ -104,13 +104,25 @@ def force(graph: onnx.GraphProto, forced: Mapping[str, bool]) -> set[str]:
             done |= force(body, forced)
         name = node_label(node)
         if node.op_type == "If" and name in forced:
-            condition, opposite, fixed = node.input[0], f"{name}/not", f"{name}/forced"
-            node.input[0] = fixed
-            either = onnx.helper.make_node("Or" if forced[name] else "And", [condition, opposite], [fixed], name=fixed)
-            graph.node.insert(position, either)
-            graph.node.insert(position, onnx.helper.make_node("Not", [condition], [opposite], name=opposite))
+            for new in reversed(list(_fixed(node.input[0], name, forced[name]))):
+                graph.node.insert(position, new)
+            node.input[0] = f"{name}/forced"
             done.add(name)
     return done
+
+
+def _fixed(condition: str, name: str, value: bool) -> Iterator[onnx.NodeProto]:
+    """The nodes that make `name/forced` of a condition."""
+
+    def node(kind: str, inputs: list[str], part: str, **attributes: int) -> onnx.NodeProto:
+        return onnx.helper.make_node(kind, inputs, [f"{name}/{part}"], name=f"{name}/{part}", **attributes)
+
+    number = onnx.TensorProto.FLOAT
+    yield node("Not", [condition], "not")
+    yield node("Cast", [condition], "is", to=number)
+    yield node("Cast", [f"{name}/not"], "is_not", to=number)
+    yield node("Max" if value else "Min", [f"{name}/is", f"{name}/is_not"], "number")
+    yield node("Cast", [f"{name}/number"], "forced", to=onnx.TensorProto.BOOL)
 
 
 def integer_ranges(graph: onnx.GraphProto, likely: bool = False) -> dict[str, tuple[int, int]]:

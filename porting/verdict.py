@@ -205,13 +205,17 @@ class Verdict:
         seconds: float,
         peak_rss_bytes: int | None = None,
         details: Mapping[str, Any] | None = None,
+        not_shown: str = "",
     ) -> Verdict:
         """Derive verdict and reason. A failing check outweighs an undecided one; without checks the verdict is "error".
 
         peak_rss_bytes: this process's own when left out
+        not_shown:      what no check looked at: a passing verdict says it first
         """
         checks = tuple(checks)
         verdict, reason = _decide(checks, reference)
+        if verdict == "pass" and not_shown:
+            reason = f"NOT shown: {not_shown}; {reason}"
         rss = peak_rss_of_this_process() if peak_rss_bytes is None else peak_rss_bytes
         return cls(
             command,

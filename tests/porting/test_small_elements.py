@@ -1,0 +1,189 @@
+"""Outputs that one number cannot judge: small elements beside huge ones, outputs that stay the same, branches that nothing reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from porting.errors import InputError
+from porting.graph_golden import GraphGolden
+from porting.graph_judgement import stretched
+from porting.graph_outputs import SCALES, WIDE, ExpectedArray, compressed, relative_error, small_scales
+from porting.graph_validation import judge_graph
+from porting.types import TensorSpec
+from tests.graph_models import (
+    D,
+    Edit,
+    array_of,
+    attribute,
+    branching,
+    constant,
+    golden_reference,
+    judged,
+    model,
+    node,
+    only,
+    port_of,
+    put,
+    reference_of,
+    weight,
+)
+
+
+def masked() -> onnx.ModelProto:
+    """y = x w + b, and one of b is minus a thousand million: a class that is never to be chosen."""
+    shift = np.random.default_rng(5).standard_normal(8).astype(np.float32)
+    shift[3] = -1e9
+    nodes = [node("MatMul", "x w", "p"), node("Add", "p b", "y")]
+    return model(nodes, {"x": ["batch", 16]}, {"y": ["batch", 8]}, [weight("w", 16, 8), constant("b", shift)])
+
+
+def other_weight(proto: onnx.ModelProto) -> None:
+    put(proto, "w", array_of(proto, "w")[::-1].copy())
+
+
+def a_thousandth_off(proto: onnx.ModelProto) -> None:
+    put(proto, "w", array_of(proto, "w") * np.float32(1.001))
+
+
+@pytest.mark.parametrize("edit", [other_weight, a_thousandth_off])
+def test_a_huge_element_does_not_hide_the_others(tmp_path: Path, edit: Edit) -> None:
+    reference = reference_of(tmp_path, masked())
+    (tmp_path / "wrong").mkdir()
+    right, wrong = port_of(tmp_path, masked()), port_of(tmp_path / "wrong", masked(), edit)
+    assert judge_graph(right, reference, "cpu").require().ok
+    verdict = judge_graph(wrong, reference, "cpu")
+    assert verdict.verdict == "fail" and "asinh(y" in verdict.reason
+    golden = golden_reference(reference, tmp_path)
+    assert judge_graph(wrong, golden, "cpu").verdict == "fail" and judge_graph(right, golden, "cpu").ok
+
+
+def test_the_small_elements_of_a_golden_are_read_back(tmp_path: Path) -> None:
+    golden_reference(reference_of(tmp_path, masked()), tmp_path)
+    again = GraphGolden.load(tmp_path / "golden.json")
+    small = [of_step["y"] for one in again.recorded for of_step in one.small]
+    assert len(small) == len(again.recorded) and all(0 < s.scale < 10 and 0 < s.noise < 1e-5 for s in small)
+
+
+@given(st.integers(0, 1000), st.floats(1e-6, 1e6))
+@settings(max_examples=30, deadline=None)
+def test_scales_do_not_depend_on_the_unit(seed: int, unit: float) -> None:
+    array = np.exp(np.random.default_rng(seed).standard_normal(2000) * 5)
+    scales, others = small_scales(array), small_scales(array * unit)
+    np.testing.assert_allclose(np.asarray(scales) * unit, others, rtol=1e-12)
+    assert len(scales) == len(SCALES) and relative_error(compressed(array, scales[0]), compressed(array, scales[0])) == 0
+
+
+def test_an_output_of_one_size_needs_no_second_look() -> None:
+    rng = np.random.default_rng(0)
+    assert small_scales(rng.standard_normal(10_000)) == [] and small_scales(rng.random(10_000)) == []
+    assert small_scales(np.zeros(5)) == [] and small_scales(np.asarray([np.inf, 0.0])) == []
+    beside = np.append(rng.standard_normal(999), 1e3 * WIDE)
+    assert small_scales(beside)[0] == pytest.approx(np.quantile(np.abs(beside), SCALES[0]))
+
+
+def test_equal_infinities_are_equal_beside_small_elements() -> None:
+    array = np.asarray([-np.inf, 1e9, 1.0, 2.0, -0.5])
+    expected = ExpectedArray(array)
+    assert expected.compare_small("y", array, 0.5).value == 0
+    assert expected.compare_small("y", np.asarray([-np.inf, 1e9, 1.0, 2.0, -0.6]), 0.5).value > 1e-3
+    assert not expected.compare_small("y", np.asarray([np.inf, 1e9, 1.0, 2.0, -0.5]), 0.5).value <= 1e3
+
+
+# --- outputs that stay the same -----------------------------------------------------------------------------------------
+
+
+def deaf(floats: bool) -> onnx.ModelProto:
+    """y depends on x by the look of the graph, and is the same for every x."""
+    nodes = [
+        node("Abs", "x", "a"),
+        node("Clip", "a big big", "capped"),
+        node("Add", "capped table", "y"),
+        *([] if floats else [node("Cast", "y", "ids", to=TensorProto.INT64), node("Relu", "x", "z")]),
+    ]
+    outputs = {"y": ["batch", 3]} if floats else {"ids": (["batch", 3], TensorProto.INT64), "z": ["batch", 3]}
+    weights = [constant("big", 9.0), constant("table", [1.0, 2.0, 3.0])]
+    return model(nodes, {"x": ["batch", 3]}, outputs, weights)
+
+
+def test_an_output_that_stays_the_same_shows_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"output 'y' is the same in \d cases that differ in what it depends on"):
+        judged(tmp_path, deaf(True))
+
+
+def test_ids_that_stay_the_same_are_listed(tmp_path: Path) -> None:
+    (line,) = judged(tmp_path, deaf(False)).require().details["shows_nothing"]
+    assert line.startswith("ids is the same in ")
+
+
+def test_an_output_of_an_input_that_the_cases_share_is_no_error(tmp_path: Path) -> None:
+    nodes = [node("Relu", "x", "y"), node("Sqrt", "rate", "root")]
+    proto = model(nodes, {"x": ["batch", 3], "rate": [2]}, {"y": ["batch", 3], "root": [2]}, [])
+    rate = np.asarray([1.0, 4.0], np.float32)
+    cases = only(x=np.ones((2, 3), np.float32), rate=rate)
+    feeds = {**cases.feeds, "other": {"x": np.full((2, 3), 2.0, np.float32), "rate": rate}}
+    from porting.feeds import Cases
+
+    feeds["given"]["x"][0] = 3.0
+    feeds["other"]["x"][0] = 5.0
+    judged(tmp_path, proto, cases=Cases(feeds)).require()
+
+
+# --- branches that no inputs reach ---------------------------------------------------------------------------------------
+
+
+def unreachable(by_values: bool) -> onnx.ModelProto:
+    proto = branching()
+    other = attribute(proto, "outer", "else_branch").g
+    other.node[0].output[0] = other.node[0].name = "e0"
+    other.node.append(node("Reshape", "e0 odd", "e"))
+    other.initializer.append(constant("odd", [7, D], np.int64))
+    if not by_values:
+        usual = next(n for n in proto.graph.node if n.output[0] == "mean")
+        usual.CopyFrom(node("Shape", "x", "shape"))
+        less = next(n for n in proto.graph.node if n.output[0] == "usual")
+        less.CopyFrom(node("Less", "rows limit", "usual"))
+        small = next(n for n in proto.graph.node if n.output[0] == "small")
+        small.input[0] = "rows"
+        proto.graph.node.insert(1, helper.make_node("Cast", ["shape"], ["sizes"], "sizes", to=TensorProto.FLOAT))
+        proto.graph.node.insert(2, helper.make_node("ReduceMean", ["sizes"], ["rows"], "rows", keepdims=0))
+    return proto
+
+
+def test_a_branch_that_values_lead_to_and_no_input_reaches_is_no_pass(tmp_path: Path) -> None:
+    verdict = judged(tmp_path, unreachable(True))
+    assert verdict.verdict == "error" and verdict.exit_code == 3
+    assert "branches that no inputs reach 1" in verdict.reason and "outer = else" in verdict.reason
+    (line,) = verdict.details["not_reached"]
+    assert line.startswith("outer = else: the original")
+    reference = reference_of(tmp_path, unreachable(True))
+    golden = golden_reference(reference, tmp_path)
+    (tmp_path / "again").mkdir()
+    assert judge_graph(port_of(tmp_path / "again", unreachable(True)), golden, "cpu").verdict == "error"
+
+
+def test_a_branch_that_only_other_sizes_take_is_said_in_the_first_line(tmp_path: Path) -> None:
+    verdict = judged(tmp_path, unreachable(False)).require()
+    assert verdict.reason.startswith("NOT shown: 1 branches of Ifs that these sizes do not take; ")
+
+
+# --- examples, made longer ------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_example_has_no_ties() -> None:
+    class Sizes:
+        def run(self, feeds: object) -> dict[str, np.ndarray]:
+            return {}
+
+    spec = TensorSpec("x", "float32", ("batch", 5))
+    x = np.linspace(1, 2, 10, dtype=np.float32).reshape(2, 5)
+    cases = stretched({"example0": {"x": x}}, [spec], Sizes()).feeds
+    longer = cases["example0, batch doubled"]["x"]
+    assert longer.shape == (4, 5) and longer.dtype == np.float32 and len(np.unique(longer)) == 20
+    np.testing.assert_allclose(longer[2:], x, rtol=0.0101)
