@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from porting.types import Graph, StateSpec
+from porting.types import Graph, Limit, StateSpec
 from porting.weights import Stream, dtype_of, tensors_of
 
 OPSET = 24
@@ -90,11 +90,9 @@ class GraphBuilder:
         state: StateSpec,
         defaults: Mapping[str, int | float],
         ranges: Mapping[str, tuple[int, int]] | None = None,
+        limits: Mapping[str, Limit] | None = None,
     ) -> Graph:
-        """The finished graph.
-
-        ranges: integer input name -> (low, high), what its numbers may be: low <= number < high
-        """
+        """The finished graph; ranges and limits as in Graph."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
@@ -103,7 +101,8 @@ class GraphBuilder:
             opset_imports={"": OPSET},
             name=self.name,
         )
-        return Graph(ir.Model(graph, ir_version=IR_VERSION, producer_name="porting"), state, defaults, ranges or {})
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="porting")
+        return Graph(model, state, defaults, ranges or {}, limits or {})
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)  # type: ignore[arg-type]

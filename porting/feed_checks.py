@@ -15,7 +15,8 @@ import numpy as np
 from porting.dtypes import STRING, dtype_of, sequence_element
 from porting.errors import InputError, nearest
 from porting.state import is_name
-from porting.types import ANY_SHAPE, Array, Program, TensorSpec
+from porting.types import ANY_SHAPE, Array, Limit, Program, TensorSpec
+from porting.verdict import printable
 
 WHERE = "session.run"
 
@@ -37,6 +38,7 @@ class FeedChecks:
         self._defaults = {name: array for name, array in defaults.items() if not self._symbols(name)}
         self._unfed = {name: array for name, array in defaults.items() if self._symbols(name)}
         self._ranges = [(name, *self._range(name, bounds)) for name, bounds in program.ranges.items()]
+        self._limits = [(name, self._limit(name, limit)) for name, limit in program.limits.items()]
 
     def checked(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Any], Callable[[Any], Any] | None]:
         """Feeds with defaults, and the function that turns outputs into the caller's kind of array (None for numpy).
@@ -71,6 +73,9 @@ class FeedChecks:
         for symbol, name, axis, other, other_axis in self._agree:
             if arrays[name].shape[axis] != arrays[other].shape[other_axis]:
                 raise _disagreement(symbol, name, arrays[name], other, arrays[other])
+        for name, limit in self._limits:
+            if arrays[name].shape[limit.axis] > limit.most:
+                _require_length(name, arrays[name], limit)
         for name, low, high in self._ranges:
             value = arrays[name]
             if value.size == 1:  # a decode step: no reduction
@@ -131,6 +136,13 @@ class FeedChecks:
         if name not in self._specs or self._specs[name][0].kind not in "iu":
             raise InputError(f"input {name!r} has a range and no integers: {dtype}", where="program")
         return bounds
+
+    def _limit(self, name: str, limit: Limit) -> Limit:
+        if name not in self._specs or not 0 <= limit.axis < len(self._specs[name][1]):
+            raise InputError(
+                f"a limit is given for axis {limit.axis} of {name!r}, which is no input with that axis", where="program"
+            )
+        return limit
 
     def _unknown_input(self, name: str) -> InputError:
         hidden = [p.input for p in self._program.state.pairs] + [self._program.state.length]
@@ -213,6 +225,19 @@ def _disagreement(symbol: str, name: str, value: np.ndarray, other: str, value_o
     else:
         shown = f"{name} {list(value.shape)} and {other} {list(value_of_other.shape)} disagree about {symbol}"
     return InputError(shown, where=WHERE, next="feed arrays of one size there")
+
+
+def _require_length(name: str, value: np.ndarray, limit: Limit) -> None:
+    """raises: InputError"""
+    counted = np.ones_like(value, bool) if limit.ignored is None else value != limit.ignored
+    length = int(counted.sum(limit.axis).max(initial=0))
+    if length > limit.most:
+        but = "" if limit.ignored is None else f" that are not {limit.ignored}"
+        raise InputError(
+            f"input {name!r} is too long: {length} along axis {limit.axis}{but}, at most {limit.most} ({printable(limit.reason)})",
+            where=WHERE,
+            next=f"cut it to {limit.most}, or run it in pieces; nothing is cut silently",
+        )
 
 
 def _out_of_range(name: str, value: np.ndarray, low: int, high: int) -> InputError:

@@ -20,7 +20,7 @@ from typing import Any
 from porting.dtypes import is_feedable
 from porting.errors import PortError
 from porting.external_data import require_external_data
-from porting.types import Program, StatePair, StateSpec, TensorSpec
+from porting.types import Limit, Program, StatePair, StateSpec, TensorSpec
 
 SCHEMA = "porting.port/1"
 MANIFEST = "port.json"
@@ -255,6 +255,7 @@ def _program(model: Path, manifest: Mapping[str, Any]) -> Program:
             {name: _number(value) for name, value in defaults.items()},
             {name: _text(version) for name, version in runtimes.items()},
             {name: _range(bounds) for name, bounds in manifest.get("ranges", {}).items()},  # ports from before them have none
+            {name: _limit(limit) for name, limit in manifest.get("limits", {}).items()},  # nor these
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PortError(
@@ -287,6 +288,13 @@ def _range(value: Any) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or any(type(bound) is not int for bound in value) or value[0] >= value[1]:
         raise ValueError(f"expected a range of two integers, got {_shown(value)}")
     return value[0], value[1]
+
+
+def _limit(value: Mapping[str, Any]) -> Limit:
+    ignored = value["ignored"]
+    return Limit(
+        _axis(value["axis"]), _axis(value["most"]), None if ignored is None else _axis(ignored), _text(value["reason"])
+    )
 
 
 def _axis(value: Any) -> int:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,7 @@ def _manifest(
         },
         "defaults": dict(graph.defaults),
         "ranges": {name: list(bounds) for name, bounds in graph.ranges.items()},
+        "limits": {name: asdict(limit) for name, limit in graph.limits.items()},
         "weights": {
             "linked_bytes": layout.linked_bytes,
             "written_bytes": layout.size,

@@ -184,17 +184,35 @@ class StateSpec:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """How long an input may be.
+
+    axis:    the one that is limited
+    most:    numbers along it that count
+    ignored: a number that does not count, and None where every one does
+    reason:  what sets the limit: "max_position_embeddings 512"
+    """
+
+    axis: int
+    most: int
+    ignored: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Graph:
     """A canonical or target graph: an onnx-ir model, its state table, and inputs that have a default or a range.
 
     defaults: input name -> scalar used when the caller does not feed it
     ranges:   integer input name -> (low, high), what its numbers may be: low <= number < high
+    limits:   input name -> how long it may be
     """
 
     model: ir.Model
     state: StateSpec = field(default_factory=StateSpec)
     defaults: Mapping[str, int | float] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,6 +221,7 @@ class Program:
 
     model:  path of model.onnx (external data beside or below it), or the bytes of a self-contained ONNX file
     ranges: as in Graph; the session refuses numbers outside, which a runtime would wrap around or break on
+    limits: as in Graph; the session refuses longer inputs, on which a runtime would break somewhere inside
     """
 
     model: Path | bytes
@@ -212,6 +231,7 @@ class Program:
     defaults: Mapping[str, int | float] = field(default_factory=dict)
     min_runtime: Mapping[str, str] = field(default_factory=dict)  # {"onnxruntime": "1.28"}
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
 
 
 # --- backends -----------------------------------------------------------------------------------------------------

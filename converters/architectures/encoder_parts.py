@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from porting.errors import CheckpointError, UnsupportedModel, nearest
-from porting.types import Graph, StateSpec
+from porting.types import Graph, Limit, StateSpec
 
 from ..accounting import Weights, same_values
 from ..checkpoints.sentence_transformers import SENTENCE
@@ -285,8 +285,11 @@ def _drop_equal(weights: Weights, name: str, kept: str, why: str) -> None:
     weights.drop(name, f"the same values as {kept}")
 
 
-def finish(g: GraphBuilder, c: EncoderConfig, inputs: Inputs, outputs: Outputs) -> Graph:
-    """Declare the outputs, in order, and what the inputs may hold and are when nobody feeds them."""
+def finish(g: GraphBuilder, c: EncoderConfig, inputs: Inputs, outputs: Outputs, ignored: int | None = None) -> Graph:
+    """Declare the outputs, in order, and what the inputs may hold, how long they may be, and what they are when nobody feeds them.
+
+    ignored: the id of padding where padding has no position of its own; else None
+    """
     for name, (value, shape) in outputs.items():
         g.output(value, name, "float32", shape)
     ranges = {"input_ids": (0, c.vocab_size), "attention_mask": (0, 2)}
@@ -294,4 +297,8 @@ def finish(g: GraphBuilder, c: EncoderConfig, inputs: Inputs, outputs: Outputs) 
     if inputs.types is not None:
         ranges["token_type_ids"] = (0, c.type_vocab_size)
         defaults["token_type_ids"] = 0
-    return g.graph(StateSpec(), defaults, ranges)
+    reason = f"max_position_embeddings {c.max_position_embeddings}"
+    if ignored is not None:
+        reason += f", the first {ignored + 1} of them for padding"
+    most = c.max_position_embeddings - (0 if ignored is None else ignored + 1)
+    return g.graph(StateSpec(), defaults, ranges, {"input_ids": Limit(1, most, ignored, reason)})

@@ -84,7 +84,7 @@ def padding_of(config: Mapping[str, Any], c: Config) -> int:
 def positions(g: GraphBuilder, t: parts.Tensors, ids: ir.Value, padding: int) -> ir.Value:
     """(B, S) int64: padding + 1, padding + 2, ... for the tokens of a row, wherever they stand, and `padding` for padding.
 
-    A row of more than max_position_embeddings - padding - 1 tokens looks beyond the table, which the runtime refuses.
+    A row of more than max_position_embeddings - padding - 1 tokens looks beyond the table, which the session refuses.
     """
     with g.scope(f"{t.module}embeddings"):
         same = g.op("Equal", ids, g.constant(padding))
@@ -128,9 +128,9 @@ def build(config: Mapping[str, Any], w: Weights) -> Graph:
         x = block(g, t, i, x, c, inputs.bias)
     if masked_lm:
         logits = masked_lm_head(g, t, x, c)
-        return parts.finish(g, c, inputs, {"logits": (logits, ("batch", "sequence", c.vocab_size))})
+        return parts.finish(g, c, inputs, {"logits": (logits, ("batch", "sequence", c.vocab_size))}, padding)
     outputs: parts.Outputs = {"last_hidden_state": (x, ("batch", "sequence", hidden))}
     if "pooler.dense.weight" in t:
         outputs["pooler_output"] = (parts.pooler(g, t, x, hidden), ("batch", hidden))
     outputs |= sentence_embedding(g, w, config, inputs, x, hidden)
-    return parts.finish(g, c, inputs, outputs)
+    return parts.finish(g, c, inputs, outputs, padding)
