@@ -36,7 +36,8 @@ from porting.verdict import Check
 # 0.5 s in place of 1.3 s, against MatMul(x, Transpose(W)), which copies every weight in every run (4 runs of 32 positions, 2 cores).
 CANONICAL_DEVICE = "cpu,optimization=off,prepack=0"
 CHUNK = 8  # positions per run in the chunked mode
-Runs = Callable[[Session], Mapping[str, np.ndarray]]
+Runs = Callable[[Session], Mapping[str, np.ndarray]]  # case -> array
+ManyRuns = Callable[[Session], Mapping[str, Mapping[str, np.ndarray]]]  # output -> case -> array
 ACTIVATIONS_IN_INT8 = 4  # accuracy_level of MatMulNBits from which activations are rounded too
 
 
@@ -197,10 +198,15 @@ def rounding(port: Port, positions: int) -> Bound:
 
 
 def fidelity_bound(port: Port, positions: int, run: Runs, own: Mapping[str, np.ndarray]) -> Bound:
-    """What the roundings of the port's precision amount to, relative L2 of an output.
+    """As `fidelity_bounds`, of a graph with one output: case -> array."""
+    return fidelity_bounds(port, positions, lambda session: {"": run(session)}, {"": own})[""]
+
+
+def fidelity_bounds(port: Port, positions: int, run: ManyRuns, own: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Bound]:
+    """What the roundings of the port's precision amount to, relative L2 of each output.
 
     positions: the longest case
-    run:       the cases on a session: name -> array
+    run:       the cases on a session: output -> case -> array
     own:       what that gives for the canonical graph of the port's weights; where activations are rounded to int8, the graph is run
                once more to measure by how much it amplifies such noise
     """
@@ -208,13 +214,15 @@ def fidelity_bound(port: Port, positions: int, run: Runs, own: Mapping[str, np.n
     found = products(port)
     blocks = [block for block in found.quantised if block]
     if not blocks:
-        return plain
+        return dict.fromkeys(own, plain)
     head = int(found.quantised[-1] > 0)
     counted = {"products": len(blocks) - head, "block": max(blocks), "residual_blocks": _residual(found), "final": head}
     expected = activation_quantisation_bound(**counted).value
     each = activation_quantisation_bound(0, max(blocks), final=1).value  # of one product
-    grown = noise_at_the_end(port, run, own, each) / expected
-    return combined(plain, activation_quantisation_bound(**counted, amplification=max(1.0, grown)))
+    return {
+        name: combined(plain, activation_quantisation_bound(**counted, amplification=max(1.0, noise / expected)))
+        for name, noise in noise_at_the_end(port, run, own, each).items()
+    }
 
 
 def rounds_activations(port: Port) -> bool:
@@ -227,16 +235,20 @@ def _residual(found: Products) -> int:
     return 2 * found.attention
 
 
-def noise_at_the_end(port: Port, run: Runs, own: Mapping[str, np.ndarray], size: float) -> float:
-    """Relative L2 error of the output, of the worst case, when every matrix product of the canonical graph is off by `size`.
+def noise_at_the_end(port: Port, run: ManyRuns, own: Mapping[str, Mapping[str, np.ndarray]], size: float) -> dict[str, float]:
+    """Relative L2 error of each output, of its worst case, when every matrix product of the canonical graph is off by `size`.
 
     A weight times (1 +- size), the sign at random, changes a product of independent terms by `size` relative to the root mean square of
     what it sums, as rounding its activations does.
     """
     with canonical_session(_Shaken(PortCheckpoint(port), size)) as session:
         shaken = run(session)
+    return {output: _largest_error(by_case, shaken[output]) for output, by_case in own.items()}
+
+
+def _largest_error(own: Mapping[str, np.ndarray], shaken: Mapping[str, np.ndarray]) -> float:
     try:
-        return max(compare(own[name], shaken[name], name=name).rel_l2 for name in own)
+        return max(compare(own[case], shaken[case], name=case).rel_l2 for case in own)
     except InputError:  # `own` shows nothing, and the check that it is for will say so
         return 0.0
 

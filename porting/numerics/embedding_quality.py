@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from porting.errors import InputError, UsageError, nearest
 from porting.numerics.quality import LIMITS_FILE
+from porting.numerics.sketch import EstimatedDifference, Interval
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ def cosine_distance(reference: np.ndarray, candidate: np.ndarray, mask: np.ndarr
     cosines = np.divide((a * b).sum(-1), both, out=np.zeros_like(both), where=both != 0)
     cosines[(lengths[0] == 0) & (lengths[1] == 0)] = 1
     return 1 - cosines
+
+
+def mean_distance(estimates: Sequence[EstimatedDifference]) -> Interval:
+    """1 - cosine between what was sketched and what was compared with it, mean over pairs, each taken as one long vector.
+
+    That is at least the mean over the vectors in them, weighted by their lengths (Cauchy-Schwarz), and more only by how unevenly lengths
+    differ. One interval at the confidence of each: a distance is linear in the squared difference, and the standard deviation of a mean is
+    at most the mean of the standard deviations, so the mean of the ends has what Chebyshev asks for.
+    """
+    low = np.mean([1 - one.cosine_high for one in estimates])
+    high = np.mean([1 - one.cosine_low for one in estimates])
+    return Interval(float(low), float(high))
 
 
 def embedding_limit(precision: str, layers: int, override: float | None = None) -> EmbeddingLimit:

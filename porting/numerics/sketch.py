@@ -55,6 +55,14 @@ class Sketch:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """What an estimate tells of a number: it lies from `low` to `high`, both included. NaN where nothing is told."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class EstimatedDifference:
     """A difference estimated from a sketch. Each interval holds the true value with at least `confidence`, whatever the data.
 
