@@ -28,6 +28,7 @@ from porting.numerics.bounds import UNIT_ROUNDOFF, Bound, activation_quantisatio
 from porting.numerics.metrics import compare
 from porting.port_folder import MODEL, Port
 from porting.port_writer import Source, write_port
+from porting.scratch import ScratchFolder
 from porting.session import Session, open_session
 from porting.types import Checkpoint
 from porting.verdict import Check
@@ -47,7 +48,7 @@ def canonical_session(checkpoint: Checkpoint) -> Iterator[Session]:
     graph, _ = linear_to_fused(canonical_graph(checkpoint).graph)
     described: dict[str, Any] = {"kind": "canonical", "architecture": "", "target": "cpu", "precision": "fp32"}
     described |= {"config": {}, "tensors": {}, "passes": [], "min_runtime": {}}
-    with tempfile.TemporaryDirectory(prefix="porting-") as folder:
+    with ScratchFolder() as folder:
         try:
             port = write_port(graph, Path(folder) / "canonical", described, Source(checkpoint.format, tuple(checkpoint.files)))
         except OutOfResources as error:
@@ -72,7 +73,7 @@ def float_session(port: Port) -> Iterator[Session]:
         for attribute in node.attribute if node.op_type == "MatMulNBits" else ():
             if attribute.name == "accuracy_level":
                 attribute.i = 0
-    with tempfile.TemporaryDirectory(prefix="porting-") as temporary:
+    with ScratchFolder() as temporary:
         folder = Path(temporary)
         for entry in port.manifest["files"]:
             if entry["path"] != MODEL:
