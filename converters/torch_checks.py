@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 SHOWN = 8  # layers named before "and N more"
+CARRY = "take what is remembered as an input and return it as an output; a session carries it (--state INPUT=OUTPUT)"
 
 
 def require_cpu(module: torch.nn.Module, what: str) -> None:
@@ -28,12 +29,12 @@ def require_cpu(module: torch.nn.Module, what: str) -> None:
     for device, names in elsewhere.items():
         if device == "meta":
             raise InputError(
-                f"{what} has {len(names)} tensors on the meta device, which have no values: {_some(names)}",
+                f"{what} has {len(names)} tensors on the meta device, which have no values: {some(names)}",
                 where="the module",
                 next="build it on the CPU, and load its weights",
             )
         raise InputError(
-            f"{what} has {len(names)} tensors on {device}: {_some(names)}", where="the module", next="call .cpu() on the module"
+            f"{what} has {len(names)} tensors on {device}: {some(names)}", where="the module", next="call .cpu() on the module"
         )
 
 
@@ -47,7 +48,7 @@ def require_eval(module: torch.nn.Module, what: str) -> None:
     ]
     if trained:
         raise InputError(
-            f"{what} is in training mode, where {len(trained)} of its layers compute something else: {_some(trained)}",
+            f"{what} is in training mode, where {len(trained)} of its layers compute something else: {some(trained)}",
             where="the module",
             next="call .eval() on the module, or have the factory return module.eval()",
         )
@@ -69,48 +70,6 @@ def _differs(module: Any) -> bool:
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0
     return False
-
-
-def attributes_of(module: torch.nn.Module) -> dict[str, str]:
-    """What the parts of a module hold beside parameters, buffers and parts: attribute -> a digest of its values."""
-    import torch
-
-    ours = ("_parameters", "_buffers", "_modules", "training")
-    return {
-        f"{name}.{key}".lstrip("."): _digest(value)
-        for name, part in module.named_modules()
-        if not isinstance(part, torch.jit.ScriptModule)  # which keeps what it compiled there, and its own state elsewhere
-        for key, value in vars(part).items()
-        if key not in ours and "hook" not in key
-    }
-
-
-def _digest(value: Any) -> str:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        if type(value) is not torch.Tensor or value.device.type != "cpu":
-            return f"{type(value).__name__}{tuple(value.shape)}"
-        return (
-            f"{value.dtype}{tuple(value.shape)}{hash(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())}"
-        )
-    if isinstance(value, Mapping):
-        return str([(str(key), _digest(item)) for key, item in value.items()])
-    if isinstance(value, (list, tuple)):
-        return str([_digest(item) for item in value])
-    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
-
-
-def require_unchanged_attributes(before: Mapping[str, str], module: torch.nn.Module, what: str) -> None:
-    """raises: InputError for a module that remembers something in an attribute of its own"""
-    after = attributes_of(module)
-    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-    if changed:
-        raise InputError(
-            f"{what} changes attributes of its own when it runs, which a graph cannot: {_some(changed)}",
-            where="forward",
-            next="take what is remembered as an input and return it as an output; a session carries it (--state INPUT=OUTPUT)",
-        )
 
 
 def run_eager(function: Any, plan: CallPlan, tensors: Mapping[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
@@ -137,41 +96,24 @@ def run_eager(function: Any, plan: CallPlan, tensors: Mapping[str, torch.Tensor]
 
 
 def require_deterministic(module: torch.nn.Module, plan: CallPlan, tensors: Mapping[str, torch.Tensor], what: str) -> None:
-    """Run twice: both must give the same bits, and no buffer may change.
-
-    raises: InputError naming the random operations with their lines, or the buffers that changed
-    """
-    import torch
-
-    buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
+    """Run twice: both must give the same bits. raises: InputError naming the random operations with their lines"""
     first = run_eager(module, plan, tensors, what)
-    changed = [name for name, tensor in module.named_buffers() if not _same(buffers.get(name), tensor)]
-    if changed:
-        with torch.no_grad():  # as the user gave it
-            for name, tensor in module.named_buffers():
-                if name in changed and name in buffers and buffers[name].shape == tensor.shape:
-                    tensor.copy_(buffers[name])
-        raise InputError(
-            f"{what} changes its own buffers when it runs, which a graph cannot: {_some(changed)}",
-            where="forward",
-            next="take what is remembered as an input and return it as an output; a session carries it (--state INPUT=OUTPUT)",
-        )
     second = run_eager(module, plan, tensors, what)
-    different = [n for n in first if n not in second or not _same(first[n], second[n])]
+    different = [n for n in first if n not in second or not same_bits(first[n], second[n])]
     if not different and first.keys() == second.keys():
         return
     drawn = _drawn(module, plan, tensors, what)
     if drawn:
         raise InputError(
-            f"{what} gives other outputs on the same inputs, since it draws random numbers: {_some(sorted(drawn))}",
+            f"{what} gives other outputs on the same inputs, since it draws random numbers: {some(sorted(drawn))}",
             where=next(iter(drawn.values())) or "forward",
             next="take the random tensor as an input, or turn dropout off: functional.dropout needs training=self.training",
         )
     raise InputError(
-        f"{what} gives other outputs ({_some(different)}) when it runs again on the same inputs, and draws no random numbers of torch's: "
+        f"{what} gives other outputs ({some(different)}) when it runs again on the same inputs, and draws no random numbers of torch's: "
         "it remembers something between calls, or takes random numbers from elsewhere",
         where="forward",
-        next="take what is remembered as an input and return it as an output; a session carries it (--state INPUT=OUTPUT)",
+        next=CARRY,
     )
 
 
@@ -203,16 +145,17 @@ def _idle(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
     return any(off) or (bool(zero) and all(zero))
 
 
-def _same(a: torch.Tensor | None, b: torch.Tensor) -> bool:
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit, NaN included."""
     import torch
 
-    if a is None or a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first names, and how many more."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -18,16 +18,15 @@ from porting.types import Graph, TensorSpec
 from .torch_calls import CallPlan, array_from_tensor, tensor_from_array, unique
 from .torch_capture import Dynamic
 from .torch_checks import (
-    attributes_of,
     require_cpu,
     require_deterministic,
     require_eval,
-    require_unchanged_attributes,
     run_eager,
 )
 from .torch_examples import bound_examples, example_to_export, free_sizes
 from .torch_export import Exported, export_module
 from .torch_factory import module_from_factory, require_torch
+from .torch_memory import memory_of, require_unchanged
 from .torch_weights import Loaded, load_weights
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def open_module(
                  remembers), UnsupportedModel (what cannot be exported, with the line), DeviceUnavailable (torch is missing)
     """
     require_torch()
-    what = name or type(module).__name__
+    what = name or getattr(module, "original_name", "") or type(module).__name__  # a ScriptModule has its class's name there
     return source_from_module(module, examples, input_specs, dynamic, state, what, Path(what), "torch", [])
 
 
@@ -221,11 +220,11 @@ def source_from_module(
     restore = _set_eval(module)
     folder = tempfile.TemporaryDirectory(prefix="porting-torch-")
     try:
-        attributes = attributes_of(module)
+        remembered = memory_of(module)
         plan, bound = bound_examples(module, examples, specs, what)
         outputs = graph_outputs(module, plan, bound, what)
+        require_unchanged(remembered, module, what)
         require_deterministic(module, plan, bound[0], what)
-        require_unchanged_attributes(attributes, module, what)
         free = free_sizes(bound, specs, dynamic)
         require_state(state, plan.names, list(outputs.values()))
         seen = example_to_export(module, plan, bound, free, what)

@@ -382,7 +382,7 @@ class Counts(nn.Module):
         (Draws(), "draws random numbers: aten.randn_like", "torch.randn_like"),
         (AlwaysDrops(), "draws random numbers: aten.dropout.*training=self.training", "F.dropout"),
         (Seeds(), "the graph of Seeds draws random numbers: RandomUniform", "torch.rand"),
-        (Remembers(), "other outputs .* when it runs again .* remembers something", "forward"),
+        (Remembers(), "changes attributes of its own when it runs.*: seen", "forward"),
         (Counts(), "changes its own buffers .*: calls", "forward"),
     ],
 )
