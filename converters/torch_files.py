@@ -6,13 +6,13 @@ torch.export.load does, out of the examples and constants that a .pt2 carries.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from porting.errors import InputError, UnsupportedModel, UsageError
+from porting.scratch import ScratchFolder
 from porting.types import TensorSpec
 
 from .torch_calls import CallPlan, array_from_tensor, tensor_from_array
@@ -131,7 +131,7 @@ def _open_program(
     _require_unchanging(program, path)
     plan = _plan_of(program, path)
     bound = [_flat_example(program, plan, example, path) for example in examples] or _own_example(program, plan, specs, what)
-    folder = tempfile.TemporaryDirectory(prefix="porting-torch-")
+    folder = ScratchFolder()
     try:
         outputs = graph_outputs(module, plan, bound, what)
         require_deterministic(module, plan, bound[0], what)
