@@ -5,7 +5,6 @@ The module is checked and run in eager mode, exported to an .onnx file in a temp
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from porting.errors import InputError, UsageError, nearest
+from porting.scratch import ScratchFolder
 from porting.types import Graph, TensorSpec
 
 from .torch_calls import CallPlan, array_from_tensor, tensor_from_array, unique
@@ -84,7 +84,7 @@ class TorchSource:
         examples: Sequence[Mapping[str, torch.Tensor]],
         outputs: Mapping[str, str],
         exported: Exported,
-        folder: tempfile.TemporaryDirectory[str],
+        folder: ScratchFolder,
         *,
         name: str,
         path: Path,
@@ -218,7 +218,7 @@ def source_from_module(
     require_cpu(module, what)
     require_eval(module, what)
     restore = _set_eval(module)
-    folder = tempfile.TemporaryDirectory(prefix="porting-torch-")
+    folder = ScratchFolder()
     try:
         remembered = memory_of(module)
         plan, bound = bound_examples(module, examples, specs, what)
