@@ -10,7 +10,8 @@ from porting.backends.onnx_program import node_label, read_model, subgraphs
 from porting.types import Program, Unsupported
 
 # what onnxruntime says when there is no kernel; any other refusal of a node on its own may be due to what it lacks there
-_NO_KERNEL = ("Could not find an implementation for", "is not a registered function/op")
+_NO_OPERATOR = "is not a registered function/op"
+_NO_KERNEL = ("Could not find an implementation for", _NO_OPERATOR)
 _INLINE_BYTES = 1024  # larger initialisers are not needed to infer dtypes
 
 
@@ -54,6 +55,19 @@ def missing_kernels(runtime: Any, program: Program, provider: str) -> list[Unsup
                 reason = f"{tried[signature]} (opset {version}, inputs {given})"
                 found.append(Unsupported(node_label(node), node.op_type, _domain(node.domain), reason))
     return [] if found and _takes(runtime, program, provider) else found
+
+
+def knows_operator(runtime: Any, domain: str, op_type: str, version: int) -> bool:
+    """Whether onnxruntime has an operator of that name of its own. It then takes that one, also where a model defines a function so called."""
+    node = onnx.helper.make_node(op_type, [], ["y"], domain=domain)
+    graph = onnx.helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name="y")])
+    alone = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(domain, version)], ir_version=8)
+    data = alone.SerializeToString()
+    try:
+        runtime.InferenceSession(data, _quiet(runtime), providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:  # that nothing is fed, mostly, when it knows the operator
+        return _NO_OPERATOR not in str(error)
+    return True
 
 
 def _takes(runtime: Any, program: Program, provider: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from porting.devices import parse_device
 from porting.errors import EvidenceUnavailable, UsageError
 from porting.session import Session
+from porting.types import Program
 from porting.verdict import EVIDENCE_LEVELS, Check
 
 SIMULATED = ("null",)  # devices that compute nothing real
@@ -27,12 +28,26 @@ def require_evidence(device: str, level: str) -> None:
 
 
 def placement_check(session: Session) -> Check:
-    """The device asked for is the device that ran, as far as the backend says where."""
+    """The device asked for is the device that ran, as far as the backend says where.
+
+    A graph in which nothing reads an input is worked out when it is prepared: then no node is left that could run elsewhere.
+    """
     wanted = session.device.name
     placed = session.placement
     elsewhere = {n: d for n, d in placed.items() if d.partition(":")[0] != wanted}
     name = "nodes on another device"
+    if not placed and not _reads_inputs(session.program):
+        return Check.equal(name, 0, 0, "nothing is left to compute: no node reads an input")
     if not placed:
         return Check(name, "error", None, 0, wanted, f"{wanted} does not say where a node ran")
     where = next((f"{n} on {d}" for n, d in elsewhere.items()), f"{len(placed)} nodes on {wanted}")
     return Check.equal(name, len(elsewhere), 0, where)
+
+
+def _reads_inputs(program: Program) -> bool:
+    """Whether a node of the graph, or of a body in it, reads what is fed."""
+    from porting.backends.onnx_program import read_model
+    from porting.onnx_facts import nodes_of
+
+    fed = {spec.name for spec in program.inputs}
+    return any(not fed.isdisjoint(node.input) for _, node in nodes_of(read_model(program).graph))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -19,6 +20,16 @@ _CARRIES = frozenset(
 )
 _COMPUTES = frozenset(("Add", "Sub", "Mul", "Where", "Mod", "Clip", "Max", "Min"))
 _ONLY_SHAPE = frozenset(("Shape", "Size"))
+# Operators of ONNX's own domain that draw. A seed starts their stream of numbers when a session is made, and every run goes on with it:
+# measured in onnxruntime 1.31.1, two runs of a session differ, and the n-th runs of two sessions are the same, in every process too
+RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
+# operators that are random while training: domain, name -> number of the input that says so
+RANDOM_IN_TRAINING = {
+    ("", "Dropout"): 2,
+    ("com.microsoft", "BitmaskDropout"): 2,
+    ("com.microsoft", "BiasDropout"): 4,
+    ("com.microsoft", "BitmaskBiasDropout"): 4,
+}
 
 
 @dataclass(frozen=True)
@@ -111,10 +122,36 @@ def force(graph: onnx.GraphProto, forced: Mapping[str, bool]) -> set[str]:
     return done
 
 
+def random_nodes(graph: onnx.GraphProto, off: frozenset[str] = frozenset()) -> list[str]:
+    """Names of the nodes that draw random numbers, with a seed or without, in bodies too; of a dropout unless its mode is a constant false.
+
+    graph: with its functions inlined, as `read_proto` gives it
+    off:   names of constants around the graph that are false
+    """
+    off |= {tensor.name for tensor in graph.initializer if _is_false(tensor)}
+    found = []
+    for node in graph.node:
+        if node.op_type == "Constant" and any(_is_false(attribute.t) for attribute in node.attribute):
+            off |= {node.output[0]}
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        index = RANDOM_IN_TRAINING.get((domain, node.op_type), len(node.input))
+        mode = node.input[index] if index < len(node.input) else ""
+        if (domain == "" and node.op_type in RANDOM) or (mode and mode not in off):
+            found.append(node_label(node))
+        for body in subgraphs(node):
+            found += random_nodes(body, off)
+    return found
+
+
+def _is_false(tensor: onnx.TensorProto) -> bool:
+    inside = tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.data_type == onnx.TensorProto.BOOL
+    return inside and not onnx.numpy_helper.to_array(tensor).any()
+
+
 def _fixed(condition: str, name: str, value: bool) -> Iterator[onnx.NodeProto]:
     """The nodes that make `name/forced` of a condition."""
 
-    def node(kind: str, inputs: list[str], part: str, **attributes: int) -> onnx.NodeProto:
+    def node(kind: str, inputs: list[str], part: str, **attributes: Any) -> onnx.NodeProto:
         return onnx.helper.make_node(kind, inputs, [f"{name}/{part}"], name=f"{name}/{part}", **attributes)
 
     number = onnx.TensorProto.FLOAT

@@ -12,7 +12,7 @@ import numpy as np
 from porting.backends.onnx_program import ELEMENT_TYPES
 from porting.backends.onnxruntime import NATIVE, import_runtime, translated
 from porting.dtypes import dtype_of
-from porting.errors import InputError, PortingError, RuntimeFailed, nearest
+from porting.errors import InputError, PortingError, RuntimeFailed, UnsupportedModel, nearest
 from porting.onnx_facts import force
 from porting.types import TensorSpec
 from porting.verdict import printable
@@ -34,7 +34,8 @@ class OnnxOriginal:
         """
         forced:    name of an If node -> the branch that is taken, whatever its condition says; names as `read_proto` gives them
         optimised: with all of onnxruntime's optimisations, to measure against; never as a reference
-        raises:    InputError (no such file, no such If node), RuntimeFailed (onnxruntime cannot run it), OutOfResources
+        raises:    InputError (no such file, no such If node, or onnxruntime does not take it), RuntimeFailed (nor with `forced`),
+                   OutOfResources
         """
         self.path = Path(path)
         if not self.path.is_file():
@@ -43,10 +44,15 @@ class OnnxOriginal:
             model = self._forced(forced) if forced else str(self.path)
             self._session, how = open_untouched(model, self.path.parent, optimised)
         except PortingError as error:
-            if forced or "two nodes with same node name" not in error.what:
+            if forced:
                 raise
+            if "two nodes with same node name" not in error.what:
+                raise self._not_taken(error) from error
             # names are no mathematics, and onnxruntime's own writer gives one twice; `read_proto` makes them unique
-            self._session, how = open_untouched(self._forced({}), self.path.parent, optimised)
+            try:
+                self._session, how = open_untouched(self._forced({}), self.path.parent, optimised)
+            except PortingError as again:
+                raise self._not_taken(again) from again
             how += ", nodes renamed where two have one name"
         runtime = import_runtime("cpu")
         self.description = f"onnxruntime {runtime.__version__} on the untouched file, {how}"
@@ -84,6 +90,16 @@ class OnnxOriginal:
         if missing:
             raise InputError(f"the original has no If node {missing[0]!r}", where=str(self.path))
         return proto.SerializeToString()
+
+    def _not_taken(self, error: PortingError) -> PortingError:
+        """What onnxruntime says of the user's own file is about that file, not about this machine."""
+        if not isinstance(error, RuntimeFailed):
+            return error
+        return UnsupportedModel(
+            f"{self.path.name} as it is cannot be run, so nothing can be compared with it: {error.what}",
+            where=error.where.replace("prepare on the original", str(self.path)),
+            next="plain onnxruntime has to take the file: export it again without what is named, or as an operator that it has",
+        )
 
     def _run_as_values(self, feeds: Mapping[str, Any]) -> list[Any]:
         """With dtypes that numpy does not know, which pass as integers of the same width."""

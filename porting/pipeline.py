@@ -74,6 +74,7 @@ def port(
             "tensors_used": len(made.manifest["tensors"]["used"]),
             "tensors_dropped": made.manifest["tensors"]["dropped"],
             **missing_weights(made),
+            **constant_inputs(made),
             "total_seconds": round(time.perf_counter() - start, 3),
             "again": f"porting validate {made.path} --device {device}",
         }
@@ -87,6 +88,12 @@ def missing_weights(made: Port) -> dict[str, list[str]]:
     loaded = made.manifest["config"].get("weights") if made.manifest["kind"] == GRAPH else None
     names = loaded.get("missing") if isinstance(loaded, Mapping) else None
     return {"weights_missing": list(names)} if names else {}
+
+
+def constant_inputs(made: Port) -> dict[str, list[str]]:
+    """Inputs of an .onnx file that have a default there, and so are constants of the port: it does not take them."""
+    names = made.manifest["config"].get("constant_inputs") if made.manifest["kind"] == GRAPH else None
+    return {"constant_inputs": list(names)} if names else {}
 
 
 def require_usable(device: str) -> None:

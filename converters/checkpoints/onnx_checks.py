@@ -17,7 +17,8 @@ from typing import Any
 
 import onnx
 
-from porting.errors import CheckpointError, UnsupportedModel
+from porting.errors import CheckpointError, DeviceUnavailable, UnsupportedModel
+from porting.onnx_facts import RANDOM, RANDOM_IN_TRAINING
 
 from .onnx_order import Body, bodies, put_in_order, sort, standard, subgraphs_of
 from .onnx_tensors import TensorFiles
@@ -33,14 +34,6 @@ TRAINING = ("ai.onnx.training", "ai.onnx.preview.training")
 # operators that onnxruntime registers itself in ONNX's domain, as version 1; tried at opset 9, 11 and 17
 RUNTIME_ONLY = frozenset({"SimplifiedLayerNormalization", "LayerNormalization", "ThresholdedRelu"})
 STILL_RUN = frozenset({"GroupNormalization"})  # deprecated, and yet onnxruntime runs it at opset 18
-RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
-# operators that are random while training: domain, name -> number of the input that says so
-RANDOM_IN_TRAINING = {
-    ("", "Dropout"): 2,
-    ("com.microsoft", "BitmaskDropout"): 2,
-    ("com.microsoft", "BiasDropout"): 4,
-    ("com.microsoft", "BitmaskBiasDropout"): 4,
-}
 # where an attribute of a type keeps its message
 SINGLE_FIELDS = {
     onnx.AttributeProto.TENSOR: "t",
@@ -161,8 +154,7 @@ class _Model:
         for key, function in self._functions.items():
             name = f"{function.domain}::{function.name}"
             where = f"{self._path}, function {name}"
-            if key[0] == "" and _schema(function.name, MAX_OPSET, ""):
-                raise UnsupportedModel(f"a model-local function is called like the operator {function.name}", where=where)
+            self._require_own_name(function, where)
             own = self._imports(function, f", function {name}")
             nodes = [node for owner in bodies(function) for node in owner.node]
             calls[key] = Counter(_identity(node) for node in nodes)
@@ -172,6 +164,20 @@ class _Model:
             for domain in own.keys() & DOMAINS.keys():
                 imports.setdefault(domain, own[domain])
         self._require_finite(calls)
+
+    def _require_own_name(self, function: onnx.FunctionProto, where: str) -> None:
+        """onnxruntime 1.31 takes an operator that it has for a function of that name, whatever the function says. raises: UnsupportedModel"""
+        domain, name = function.domain, function.name
+        if domain in ("", "ai.onnx.ml"):
+            taken = bool(_schema(name, DOMAINS.get(domain, MAX_OPSET), domain)) or (domain == "" and name in RUNTIME_ONLY)
+        else:
+            taken = domain in DOMAINS and _in_onnxruntime(domain, name)
+        if taken:
+            raise UnsupportedModel(
+                f"a model-local function is called like the operator {name} of {domain or 'ai.onnx'}, which onnxruntime runs in its place",
+                where=where,
+                next="leave the function out if it says what the operator computes, else give it a domain of its own",
+            )
 
     def _require_finite(self, calls: dict[Any, Counter[Any]]) -> None:
         """No function calls itself, and all of them inlined are not too many nodes: ten levels of ten calls are 10 billion.
@@ -376,7 +382,7 @@ class _Walk:
             raise UnsupportedModel(
                 f"{node.op_type} gives other numbers in every run, and has no seed",
                 where=where,
-                next="set its attribute seed, or feed the random numbers as an input",
+                next="feed the random numbers as an input; with a seed onnxruntime repeats a session, but not a run",
             )
         index = RANDOM_IN_TRAINING.get((node.domain, node.op_type))
         if index is None or index >= len(node.input) or not node.input[index]:
@@ -395,6 +401,18 @@ def _require_once(names: list[str], kind: str, where: str) -> None:
         if not name or count > 1:
             what = f"{kind} {name!r} is there {count} times" if name else f"an {kind} has no name"
             raise CheckpointError(what, where=where, next="give every value a name of its own")
+
+
+@cache
+def _in_onnxruntime(domain: str, name: str) -> bool:
+    """Whether onnxruntime has an operator; where there is none to ask, it may have."""
+    from porting.backends.onnxruntime import import_runtime
+    from porting.backends.onnxruntime_kernels import knows_operator
+
+    try:
+        return knows_operator(import_runtime("cpu"), domain, name, DOMAINS[domain])
+    except DeviceUnavailable:
+        return True
 
 
 @cache

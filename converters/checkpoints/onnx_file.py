@@ -28,11 +28,12 @@ from .onnx_tensors import TensorFiles
 from .onnx_wire import FETCH_AGAIN, parse_model
 
 MIN_IR = 8  # of a graph given on: initializers that are no inputs came with 4, the types that a subgraph may give with 8
+FIRST_IR_WITH_DEFAULTS = 4
 NOT_READ = "no node reads it"
 
 
 def read_proto(path: str | Path) -> onnx.ModelProto:
-    """The model in a file: checked, put in order, every node with a name of its own.
+    """The model in a file: checked, put in order, functions inlined, every node with a name of its own, as `OnnxFile.graph` has it.
 
     External data is not loaded. Embedded initializers above 1 KiB are external data here too, of the file itself: whoever gives the bytes
     of this message to a runtime names the file's folder as the place of external data.
@@ -44,7 +45,7 @@ def read_proto(path: str | Path) -> onnx.ModelProto:
         model = checked(parse_model(files.path), files)
         for tensor in _tensors_inside(model):  # onnxruntime would refuse to read those from a file that a port has linked
             files.embed(tensor)
-        return model
+        return ir.to_proto(_inlined(model, files.path)) if model.functions else model
     finally:
         files.close()
 
@@ -81,7 +82,8 @@ class OnnxFile:
             "ir_version": written_ir,
             "opset": {entry.domain: entry.version for entry in self._proto.opset_import},
             "functions": sorted({f"{f.domain}::{f.name}" for f in self._proto.functions}),
-            "constant_inputs": self._dropped_inputs,  # inputs with an initializer of that name: constants of the port
+            # inputs that a caller of the file may leave out: constants of the port. Before IR 4 every initializer had to be listed so
+            "constant_inputs": self._dropped_inputs if written_ir >= FIRST_IR_WITH_DEFAULTS else [],
             "outputs_of_unknown_rank": self._unranked,  # their shape is given as ()
         }
 
@@ -208,18 +210,7 @@ class OnnxFile:
         """The graph, and the names of the initializers that it does without."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
-        versions = {entry.domain: entry.version for entry in proto.opset_import}
-        for function in proto.functions:  # onnx_checks made sure that the operators are the same ones
-            for entry in function.opset_import:
-                entry.version = versions.get(standard(entry.domain), entry.version)
-        try:
-            model = ir.from_proto(proto)
-            own = list(model.graph.all_nodes())
-            model = InlinePass()(model).model
-        except Exception as error:  # onnx-ir's own: whatever it does not take of a message from outside
-            raise UnsupportedModel(
-                f"{self.path.name} cannot be read as a graph: {_short(error)}", where=str(self.path), next=FETCH_AGAIN
-            ) from error
+        model = _inlined(proto, self.path)
         model.ir_version = max(model.ir_version, MIN_IR)
         self._set_interface(model)
         dropped: list[str] = []
@@ -227,7 +218,6 @@ class OnnxFile:
         for graph in _graphs(model):
             self._take_weights(graph, inside=graph is not model.graph)
             dropped += _drop_unread(graph)
-        _name_inlined(model, own)
         return model, sorted(dropped)
 
     def _set_interface(self, model: ir.Model) -> None:
@@ -265,6 +255,27 @@ class OnnxFile:
                 elif tensor is not attribute.value:
                     held = ir.Tensor(tensor.numpy(), dtype=tensor.dtype) if isinstance(tensor, ir.LazyTensor) else tensor
                     node.attributes[attribute.name] = ir.AttrTensor(attribute.name, held)
+
+
+def _inlined(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    """A checked message without functions: the nodes that come out of them have names of their own. Changes `proto`.
+
+    raises: UnsupportedModel
+    """
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    for function in proto.functions:  # onnx_checks made sure that the operators are the same ones
+        for entry in function.opset_import:
+            entry.version = versions.get(standard(entry.domain), entry.version)
+    try:
+        model = ir.from_proto(proto)
+        own = list(model.graph.all_nodes())
+        model = InlinePass()(model).model
+    except Exception as error:  # onnx-ir's own: whatever it does not take of a message from outside
+        raise UnsupportedModel(
+            f"{path.name} cannot be read as a graph: {_short(error)}", where=str(path), next=FETCH_AGAIN
+        ) from error
+    _name_inlined(model, own)
+    return model
 
 
 def _constant_as_initializer(graph: ir.Graph, node: ir.Node, tensor: ir.LazyTensor) -> None:

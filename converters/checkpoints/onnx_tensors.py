@@ -8,10 +8,12 @@ pre-packing: 8.3 to 8.7 and 9.3 to 10.0 ms, without order), so they are linked l
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import stat
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -23,12 +25,16 @@ from porting.external_data import MAX_NUMBER_DIGITS
 from porting.types import StoredTensor, TensorSpec
 from porting.weights import NUMPY_DTYPES, Stream, array_stream, tensors_of
 
-from .files import OpenFiles, unreadable
+from .files import OpenFiles, open_to_read, read_exactly, unreadable
 from .onnx_wire import FETCH_AGAIN, INLINE_BYTES
 
 MAX_NBYTES = 2**63 - 1
 MAX_DENSE_BYTES = 256 << 20  # of all sparse tensors, which are written out in full; onnxruntime does the same
 DATA_FIELDS = ("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+# what ONNX says of where a tensor lies, and the weights in its own order that onnxruntime may write beside it, which nobody needs
+PLACE_KEYS = frozenset({"location", "offset", "length", "checksum"})
+PREPACKED = "prepacked_"
+HASHED_AT_ONCE = 16 << 20
 NEWER_THAN_IR_13 = ("FLOAT6E2M3", "FLOAT6E3M2")
 SPELLINGS = {dtype: spelling for spelling, dtype in NUMPY_DTYPES.items()}
 TAKE_AGAIN = "take the model again from where it came, with all its files"
@@ -163,6 +169,13 @@ class TensorFiles:
             raise CheckpointError(
                 "a tensor's bytes are said to lie in several places, or in none", where=where, next=FETCH_AGAIN
             )
+        unknown = sorted(key for key in keys if key not in PLACE_KEYS and not key.startswith(PREPACKED))
+        if unknown:
+            raise CheckpointError(
+                f"a tensor's external data has the unknown key {unknown[0][:200]!r}, which onnxruntime refuses",
+                where=where,
+                next=f"known: {', '.join(sorted(PLACE_KEYS))}",
+            )
         if dtype == ir.DataType.STRING:
             raise CheckpointError("a tensor of strings cannot be external data", where=where, next=FETCH_AGAIN)
         nbytes, shape = _nbytes(dtype, tensor.dims), tuple(tensor.dims)
@@ -180,6 +193,8 @@ class TensorFiles:
                 where=where,
                 next=TAKE_AGAIN,
             )
+        if "checksum" in place:
+            _require_checksum(file, place["checksum"], where)
         return StoredTensor(tensor.name, dtype.name, shape, file, offset, nbytes)
 
     def _file(self, location: str, where: str) -> tuple[Path, int]:
@@ -220,6 +235,37 @@ class TensorFiles:
         if location != self.path.name:
             self.used[real] = None
         return real, found.st_size
+
+
+def _require_checksum(file: Path, wanted: str, where: str) -> None:
+    """The SHA1 of a whole file, as ONNX defines a tensor's checksum. onnxruntime does not look at it. raises: CheckpointError"""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise unreadable(file, error) from error
+    got = _sha1(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+    if got != wanted.lower():
+        raise CheckpointError(
+            f"{file.name} is not the file that the model was saved with: its SHA1 is {got}, the checksum says {wanted[:80]!r}",
+            where=where,
+            next=TAKE_AGAIN,
+        )
+
+
+@lru_cache(maxsize=1024)
+def _sha1(file: Path, version: tuple[int, ...]) -> str:
+    """Read once, however many tensors lie in it and however often the model is opened.
+
+    version: changes whenever the file does
+    """
+    digest = hashlib.sha1(usedforsecurity=False)
+    fd, size = open_to_read(file)
+    try:
+        for start in range(0, size, HASHED_AT_ONCE):
+            digest.update(read_exactly(fd, start, min(HASHED_AT_ONCE, size - start), file).data)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
 
 
 def _dtype(tensor: onnx.TensorProto, where: str) -> ir.DataType:

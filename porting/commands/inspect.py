@@ -60,6 +60,9 @@ def _interface(found: dict[str, Any]) -> list[str]:
         return [f"carried over: {', '.join(found['side_files']) or 'nothing (no tokenizer)'}"]
     operators = ", ".join(f"{name} {count}" for name, count in found["operators"].items())
     lines = [*(f"input   {spec}" for spec in found["inputs"]), *(f"output  {spec}" for spec in found["outputs"])]
+    fixed = found["facts"].get("constant_inputs")
+    if fixed:
+        lines.append(f"constants of a port, though the file lets a caller feed them: {', '.join(fixed)}")
     if found["state_candidates"]:
         pairs = " ".join(f"--state {pair}" for pair in found["state_candidates"])
         lines.append(f"looks like state that a session could keep: {pairs}")

@@ -22,6 +22,9 @@ from porting.backends.onnx_program import subgraphs
 from porting.numerics.bounds import UNIT_ROUNDOFF
 from porting.onnx_facts import valued_names
 
+# The operators that errors are made of take scalars beside tensors from opset 8 on. Older graphs are read as of that: onnxruntime 1.31 has no
+# kernel for any operator that opsets 7 and 8 changed, but for Max, Mean, Min, Sum and MaxPool, of which opset 8 only allows more
+FIRST_WITH_SCALARS = 8
 # onnxruntime 1.31 has no kernel for the random operators of opset 22: from there on errors are stretches of one table of numbers
 LAST_WITH_RANDOM = 21
 NUMBERS = 65_537  # a prime: no axis of a tensor has this period
@@ -189,6 +192,9 @@ def with_noise(model: onnx.ModelProto, types: Shapes, multiple: float = MULTIPLE
     lengths = {name: shape for name, (_, shape) in types.items() if shape is not None}
     for tensor in noisy.graph.initializer:
         lengths.setdefault(tensor.name, tuple(tensor.dims))
+    for entry in noisy.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max(entry.version, FIRST_WITH_SCALARS)
     opset = max((o.version for o in noisy.opset_import if o.domain in ("", "ai.onnx")), default=1)
     _Injector(types, lengths, structural, multiple, opset > LAST_WITH_RANDOM).into(noisy.graph)
     if opset > LAST_WITH_RANDOM:

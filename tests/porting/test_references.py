@@ -241,11 +241,12 @@ def test_a_device_that_computes_nothing_never_passes(port: Port, golden_file: Pa
         validate(port.path, golden_file, require_level="hearsay")
 
 
-def test_placement_that_nobody_states_is_undecided() -> None:
+def test_placement_that_nobody_states_is_undecided(port: Port) -> None:
     class Silent:
         class device:
             name = "odd"
 
+        program = port.program()
         placement: Mapping[str, str] = {}
 
     assert placement_check(Silent()).verdict == "error"  # type: ignore[arg-type]
