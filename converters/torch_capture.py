@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from porting.errors import UnsupportedModel
 
 from .torch_calls import CallPlan, flat_outputs
+from .torch_fastpath import without_fast_path
 from .torch_frames import short, where_now, where_raised
 
 if TYPE_CHECKING:
@@ -288,6 +289,7 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
         stack.enter_context(redirect_stdout(StringIO()))
         stack.enter_context(redirect_stderr(StringIO()))  # torch prints the graph of a program that it refuses
         stack.enter_context(recurrent_shapes())
+        stack.enter_context(without_fast_path())
         warnings.simplefilter("always")
         logged = torch._C._jit_is_onnx_log_enabled()
         stack.callback(torch._C._jit_set_onnx_log_enabled, logged)

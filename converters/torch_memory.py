@@ -212,9 +212,10 @@ class _Reach:
                 self._look(function.__globals__, function.__module__ or "", _names(function.__code__))
                 for name, value in _own_data(function):
                     self.add(f"{function.__qualname__}: {name}", value)
-            for space in (*list(self._classes), *list(self._modules)):
-                name = space.__qualname__ if isinstance(space, type) else space.__name__
-                self._look(vars(space), name, self._names)
+            for kind in list(self._classes):
+                self._look(vars(kind), kind.__qualname__, self._names)
+            for space in list(self._modules):
+                self._look(vars(space), space.__name__, self._names)
         return self._data
 
     def _look(self, values: Mapping[str, Any], owner: str, names: Set[str]) -> None:

@@ -26,6 +26,7 @@ from .torch_checks import (
 from .torch_examples import bound_examples, example_to_export, free_sizes
 from .torch_export import Exported, export_module
 from .torch_factory import module_from_factory, require_torch
+from .torch_fastpath import require_same_without_fast_path
 from .torch_memory import memory_of, require_unchanged
 from .torch_weights import Loaded, load_weights
 
@@ -225,6 +226,7 @@ def source_from_module(
         outputs = graph_outputs(module, plan, bound, what)
         require_unchanged(remembered, module, what)
         require_deterministic(module, plan, bound[0], what)
+        require_same_without_fast_path(module, plan, bound, what)
         free = free_sizes(bound, specs, dynamic)
         require_state(state, plan.names, list(outputs.values()))
         seen = example_to_export(module, plan, bound, free, what)
