@@ -16,7 +16,7 @@ from porting.types import Program
 from porting.verdict import Check, printable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Branch:
     """One branch of an If.
 

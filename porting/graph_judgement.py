@@ -70,9 +70,10 @@ class GraphJudgement:
 
     def golden(self, identity: ModelIdentity, device: str = "cpu") -> GraphGolden:
         """What the reference computed, or the golden that it came from."""
-        return golden_of_graph(
-            self.reference, self.cases.feeds, self.cases.recipes, identity, tool_versions(), "source", device
-        )
+        cases = (
+            self.reference.cases if isinstance(self.reference, OriginalReference) else self.cases
+        )  # more may have come to them
+        return golden_of_graph(self.reference, cases.feeds, cases.recipes, identity, tool_versions(), "source", device)
 
 
 def judgement_of_graph(canonical: Canonical, source: GraphSource, inputs: Sequence[Path]) -> GraphJudgement:
@@ -86,6 +87,7 @@ def judgement_of_graph(canonical: Canonical, source: GraphSource, inputs: Sequen
         source.outputs,
         pairs,
         source.onnx_path,
+        generated_for(source) if source.examples or inputs else None,
     )
     return GraphJudgement(reference, cases, graph_config(source))
 
@@ -102,7 +104,7 @@ def judgement_of_graph_port(port: Port, inputs: Sequence[Path], device: str) -> 
     interface = Interface(program.inputs, program.outputs, (), lambda: PortOriginal(port, device))
     cases = cases_for(interface, inputs, program.state.pairs)
     reference = OriginalReference(
-        interface.original, cases, program.inputs, program.outputs, program.state.pairs, port.path / MODEL, "self"
+        interface.original, cases, program.inputs, program.outputs, program.state.pairs, port.path / MODEL, kind="self"
     )
     return GraphJudgement(reference, cases, port.manifest["config"])
 
@@ -141,6 +143,21 @@ def cases_for(source: GraphSource | Interface, inputs: Sequence[Path], pairs: Se
         return stretched(complete, source.inputs, original)
     finally:
         original.close()
+
+
+def generated_for(source: GraphSource) -> Callable[[], Cases]:
+    """Generated cases, none where the original takes none."""
+
+    def find() -> Cases:
+        original = source.original()
+        try:
+            return find_cases(source.inputs, original.run)
+        except InputError:
+            return Cases({})
+        finally:
+            original.close()
+
+    return find
 
 
 def _read(inputs: Sequence[Path], specs: Sequence[TensorSpec], without_state: Sequence[TensorSpec]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from porting.branches import branches_of
+from porting.branches import Branch, branches_of
 from porting.errors import InputError, PortingError
 from porting.feeds import Cases
 from porting.graph_outputs import Expected, ExpectedArray, compressed, is_exact, relative_error, small_scales
@@ -91,6 +91,7 @@ class OriginalReference:
     make:        opens it
     cases:       inputs, of all inputs of the model; `find_cases` or `cases_from_npz`
     inputs, outputs, pairs: the interface, state included, and which input takes which output
+    spare:       generated cases, for branches that `cases` do not reach
     onnx_path:   the model as ONNX before any pass: its branches are forced and its noise is measured there. None for a model that never was
                  a graph: then the noise is the port's own, and nothing is forced
     """
@@ -101,6 +102,7 @@ class OriginalReference:
     outputs: Sequence[TensorSpec]
     pairs: Sequence[StatePair] = ()
     onnx_path: Path | None = None
+    spare: Callable[[], Cases] | None = None
     kind: str = "upstream"
     description: str = ""
     recorded: list[Recorded] = field(default_factory=list)
@@ -149,17 +151,30 @@ class OriginalReference:
         return {v.name: {name for name, found in reached.items() if v.name in found} for v in graph.output}
 
     def _force_branches(self) -> None:
-        """One run for each branch, on the first case that the original can take that way."""
-        not_reached = {}
-        for branch in branches_of(self.conditionals):
-            assert self.onnx_path is not None
-            why = ""
+        """One run for each branch, on the first case that the original can take that way; generated ones for what the user's do not reach."""
+        left = dict.fromkeys(branches_of(self.conditionals), "")
+        left = self._forced(left, list(self.cases.feeds))
+        if left and self.spare is not None:
+            given, spare = self.cases, self.spare()
+            feeds = {f"also {name}": fed for name, fed in spare.feeds.items()}
+            recipes = {f"also {name}": recipe for name, recipe in spare.recipes.items()}
+            self.cases = Cases({**given.feeds, **feeds}, {**given.recipes, **recipes}, given.only)
+            left = self._forced(left, list(feeds))
+        self.details["not_reached"] = [
+            f"{branch.name}: the original cannot take it on these inputs: {why}" for branch, why in left.items()
+        ]
+
+    def _forced(self, branches: Mapping[Branch, str], cases: Sequence[str]) -> dict[Branch, str]:
+        """Record a run of each branch that one of the cases can take; the others, with what the original said."""
+        assert self.onnx_path is not None or not branches
+        left = {}
+        for branch, why in branches.items():
             try:
-                original = OnnxOriginal(self.onnx_path, forced=branch.forced)
+                original = OnnxOriginal(self.onnx_path, forced=branch.forced)  # type: ignore[arg-type]
             except PortingError as error:
-                not_reached[branch.name] = printable(error.what)
+                left[branch] = printable(error.what)
                 continue
-            for name in self.cases.feeds:
+            for name in cases:
                 try:
                     run = run_of(f"{branch.name}, {name}", [Part(name)], self.cases.feeds, branch.forced)
                     found = self._recorded(original, run)
@@ -167,13 +182,11 @@ class OriginalReference:
                     self.recorded.append(found)
                     break
                 except PortingError as error:
-                    why = error.what
+                    why = printable(error.what)
             else:
-                not_reached[branch.name] = printable(why)
+                left[branch] = why
             original.close()
-        self.details["not_reached"] = [
-            f"{name}: the original cannot take it on these inputs: {why}" for name, why in not_reached.items()
-        ]
+        return left
 
     def _say_whether_chunks_are_whole(self) -> None:
         found = chunked(self.cases.feeds, self.inputs, self.outputs, self.pairs) if self.pairs else None

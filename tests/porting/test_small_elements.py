@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import porting
 from porting.errors import InputError
 from porting.graph_golden import GraphGolden
 from porting.graph_judgement import stretched
@@ -187,3 +188,34 @@ def test_a_repeated_example_has_no_ties() -> None:
     longer = cases["example0, batch doubled"]["x"]
     assert longer.shape == (4, 5) and longer.dtype == np.float32 and len(np.unique(longer)) == 20
     np.testing.assert_allclose(longer[2:], x, rtol=0.0101)
+
+
+def two_widths() -> onnx.ModelProto:
+    """One branch takes any x, the other only images 96 wide; a flag says which."""
+    any_y = helper.make_tensor_value_info("t", TensorProto.FLOAT, None)
+    only_y = helper.make_tensor_value_info("e", TensorProto.FLOAT, None)
+    weights = [weight("w", 96, 96, scale=0.1)]
+    chosen = helper.make_node(
+        "If",
+        ["flag"],
+        ["y"],
+        name="chosen",
+        then_branch=helper.make_graph([node("Relu", "image", "t")], "t", [], [any_y]),
+        else_branch=helper.make_graph([node("MatMul", "image w", "e")], "e", [], [only_y], weights),
+    )
+    size = ["batch", 3, "height", "width"]
+    nodes = [node("ReduceMean", "image", "mean", keepdims=0), node("Less", "mean limit", "flag"), chosen]
+    return model(nodes, {"image": size}, {"y": size}, [constant("limit", 1e3)])
+
+
+def test_a_branch_that_the_users_inputs_do_not_reach_is_tried_on_generated_ones(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(two_widths(), str(path))
+    small = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
+    np.savez(tmp_path / "given.npz", image=small)
+    verdict = porting.port(path, tmp_path / "m.port", inputs=[tmp_path / "given.npz"]).require()
+    assert any(run.startswith("chosen = else, also generated") for run in verdict.details["runs"])
+    golden = tmp_path / "golden.json"
+    porting.record(path, golden, inputs=[tmp_path / "given.npz"])
+    verdict = porting.validate(tmp_path / "m.port", against=golden).require()
+    assert any(run.startswith("chosen = else, also generated") for run in verdict.details["runs"])
