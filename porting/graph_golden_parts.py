@@ -72,6 +72,9 @@ class ExpectedHash:
             return Difference(1, name, undecided=why)
         return Difference(1, name)
 
+    def compare_small(self, name: str, array: np.ndarray, scale: float) -> Difference:
+        raise TypeError(f"{name} is exact, and has no small elements")
+
 
 def kept_of(expected: Expected, small: Small | None) -> Expected:
     if not isinstance(expected, ExpectedArray):

@@ -16,7 +16,7 @@ from porting.feeds import Cases
 from porting.graph_outputs import Expected, ExpectedArray, compressed, is_exact, relative_error, small_scales
 from porting.graph_runs import Part, Run, Runs, carried_runs, chunked, execute, flat, plain_runs, run_of
 from porting.noisy_original import NoisyOriginal
-from porting.onnx_facts import Conditional, conditionals, valued_names
+from porting.onnx_facts import Conditional, conditionals, random_nodes, valued_names
 from porting.original_onnx import OnnxOriginal
 from porting.types import Original, StatePair, TensorSpec
 from porting.verdict import printable
@@ -92,6 +92,7 @@ class OriginalReference:
     cases:       inputs, of all inputs of the model; `find_cases` or `cases_from_npz`
     inputs, outputs, pairs: the interface, state included, and which input takes which output
     spare:       generated cases, for branches that `cases` do not reach
+    random:      nodes that draw random numbers, once prepared
     onnx_path:   the model as ONNX before any pass: its branches are forced and its noise is measured there. None for a model that never was
                  a graph: then the noise is the port's own, and nothing is forced
     """
@@ -107,6 +108,7 @@ class OriginalReference:
     description: str = ""
     recorded: list[Recorded] = field(default_factory=list)
     conditionals: Sequence[Conditional] = ()
+    random: Sequence[str] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self) -> None:
@@ -118,7 +120,7 @@ class OriginalReference:
         try:
             self.description = self.description or original.description
             plain = [self._recorded(original, run) for run in plain_runs(self.cases.feeds)]
-            require_same_again(original, plain[0])
+            require_same_again(original, plain[0], self.random)
             self.details["shows_nothing"] = require_informative_outputs(plain, depends)
             carried = [
                 self._recorded(original, r) for r in carried_runs(self.cases.feeds, self.inputs, self.outputs, self.pairs)
@@ -145,7 +147,7 @@ class OriginalReference:
         from porting.converters.checkpoints.onnx_file import read_proto
 
         graph = read_proto(self.onnx_path).graph
-        self.conditionals = conditionals(graph)
+        self.conditionals, self.random = conditionals(graph), random_nodes(graph)
         # what depends on shapes alone counts: it may vary from case to case, and `valued_names` leaves it out
         reached = {spec.name: valued_names(graph, spec.name) for spec in self.inputs}
         return {v.name: {name for name, found in reached.items() if v.name in found} for v in graph.output}
@@ -311,8 +313,8 @@ def noise_of(recorded: Sequence[Recorded]) -> dict[str, float]:
 # --- what shows something ---------------------------------------------------------------------------------------------
 
 
-def require_same_again(original: Runs, first: Recorded) -> None:
-    """raises: InputError for a model whose outputs are random"""
+def require_same_again(original: Runs, first: Recorded, random: Sequence[str] = ()) -> None:
+    """random: nodes of the model that draw numbers. raises: InputError for a model whose outputs are random"""
     again = flat(original.run(first.run.steps[0]))
     for name, one in first.steps[0].items():
         assert isinstance(one, ExpectedArray)
@@ -320,8 +322,10 @@ def require_same_again(original: Runs, first: Recorded) -> None:
         if again[name].shape != one.array.shape or not np.array_equal(one.array, again[name], equal_nan=equal_nan):
             raise InputError(
                 f"output {printable(name)!r} of the original is another each time it is run on the same inputs",
-                where=first.run.name,
-                next="a random operator without a seed, or state inside the model: give it a seed, or make it an input",
+                where=f"node {printable(', '.join(random))}" if random else first.run.name,
+                next="it draws random numbers, of which a seed repeats a session and not a run: feed them as an input"
+                if random
+                else "state inside the model: make it an input and an output",
             )
 
 

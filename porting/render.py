@@ -25,6 +25,9 @@ def verdict_text(verdict: Verdict) -> str:
     unset = verdict.details.get("weights_missing")
     if unset:
         facts.append(f"NOT in the weights file, left as the factory made them: {printable(', '.join(map(str, unset)))}")
+    fixed = verdict.details.get("constant_inputs")
+    if fixed:
+        facts.append(f"constants of the port, though the file lets a caller feed them: {printable(', '.join(map(str, fixed)))}")
     facts.append(f"{verdict.seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
     again = verdict.details.get("again")
     if again:

@@ -11,7 +11,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import porting
 from porting.converters.checkpoints.onnx_file import read_proto
+from porting.errors import InputError
 from porting.onnx_facts import random_nodes
 
 F = TensorProto.FLOAT
@@ -106,3 +108,16 @@ def test_a_dropout_is_named_unless_it_is_certainly_off(tmp_path: Path) -> None:
         node("Add", ["a5", "a6"], ["r"]),
     ]
     assert random_nodes(read_proto(saved(tmp_path, nodes, more=[flag])).graph) == ["on", "fed"]
+
+
+def test_a_model_that_draws_is_refused_with_the_name_of_the_node(tmp_path: Path) -> None:
+    path = saved(tmp_path, [DRAWING["RandomNormalLike"], node("Add", ["x", "r"], ["y"], name="sum")], "y")
+    with pytest.raises(InputError, match="output 'y' of the original is another each time") as caught:
+        porting.port(path, tmp_path / "m.port")
+    assert caught.value.where == "node odd" and "feed them as an input" in caught.value.next
+    assert not (tmp_path / "m.port").exists()
+
+
+def test_numbers_that_no_output_shows_are_no_matter(tmp_path: Path) -> None:
+    nodes = [DRAWING["RandomNormalLike"], node("Abs", ["r"], ["unused"], name="abs"), node("Relu", ["x"], ["y"], name="relu")]
+    porting.port(saved(tmp_path, nodes, "y"), tmp_path / "m.port").require()
