@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from porting.errors import UsageError
-from porting.graph_bench import bench_graph, ratio
+from porting.graph_bench import bench_graph, measured_program, ratio
 from porting.port_folder import Port, open_port
 from porting.progress import silent
 from porting.session import Session, open_session
@@ -125,7 +125,7 @@ def _bench_graph(
 
 def _timed_load(port: Port, device: str) -> tuple[Session, float]:
     start = time.perf_counter()
-    session = open_session(port.program(), device)
+    session = open_session(measured_program(port.program()), device)
     return session, time.perf_counter() - start
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from porting.host import available_cores
 from porting.port_folder import Port
 from porting.progress import silent
 from porting.session import Session
-from porting.types import Program
+from porting.types import Program, StateSpec
 
 ROUNDS = (15, 200)  # at least, at most; in between as many as fit into SECONDS
 SECONDS = 4.0
@@ -86,6 +87,12 @@ def inputs_of(session: Session, sizes: Mapping[str, int]) -> dict[str, Any]:
     feeds = feeds_for(session.inputs, {**recipe.sizes, **sizes}, recipe.seed, recipe.ranges, recipe.choices)
     session.run(feeds)
     return feeds
+
+
+def measured_program(program: Program) -> Program:
+    """The program as its runs are measured: with buffers that runs append to, whose runs would last longer each time, as inputs of a fixed size."""
+    grows = any(pair.appended is not None for pair in program.state.pairs)
+    return replace(program, state=StateSpec()) if grows else program
 
 
 def stepper(session: Session, feeds: Mapping[str, Any]) -> Callable[[], object]:

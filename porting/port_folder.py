@@ -240,7 +240,7 @@ def _program(model: Path, manifest: Mapping[str, Any]) -> Program:
     state, defaults, runtimes = manifest["state"], manifest["defaults"], manifest["min_runtime"]
     try:
         pairs = tuple(
-            StatePair(_text(p["input"]), _text(p["output"]), None if p["axis"] is None else _axis(p["axis"]))
+            StatePair(_text(p["input"]), _text(p["output"]), _axis_or_none(p["axis"]), _axis_or_none(p.get("appended")))
             for p in state.get("pairs", [])
         )
         length, advance = state.get("length"), state.get("advance")
@@ -295,6 +295,10 @@ def _limit(value: Mapping[str, Any]) -> Limit:
     return Limit(
         _axis(value["axis"]), _axis(value["most"]), None if ignored is None else _axis(ignored), _text(value["reason"])
     )
+
+
+def _axis_or_none(value: Any) -> int | None:
+    return None if value is None else _axis(value)
 
 
 def _axis(value: Any) -> int:

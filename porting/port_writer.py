@@ -198,7 +198,7 @@ def _manifest(
         "inputs": [_described(v) for v in body.inputs],
         "outputs": [_described(v) for v in body.outputs],
         "state": {
-            "pairs": [{"input": p.input, "output": p.output, "axis": p.axis} for p in state.pairs],
+            "pairs": [asdict(pair) for pair in state.pairs],
             "length": state.length,
             "advance": list(state.advance) if state.advance else None,
         },

@@ -43,6 +43,7 @@ class Session:
         _require_pairs(program)
         self._checked = FeedChecks(program, self.inputs).checked
         self._keeps_state = bool(state.pairs)
+        self._appended = {pair.input: pair.appended for pair in state.pairs if pair.appended is not None}
         self._rows = batch_place(program, self.inputs)
 
     @property
@@ -71,6 +72,7 @@ class Session:
         wanted = max(capacity, source.capacity if source else 0) if self.program.state.length else 0
         state = self._session.new_state(wanted, rows, *([source] if source else []))
         state.owner = weakref.ref(self)
+        state.appended = bool(self._appended) and source is not None
         return state
 
     def rows(self, feeds: Mapping[str, Array]) -> int:
@@ -84,6 +86,7 @@ class Session:
         raises:  UsageError for a state of another session
         """
         self._require_mine(state)
+        self._rewind_appended(state)
         arrays = self._session.read_state(state)
         stop = int(state.length.max(initial=0))
         cut = {p.input: () if p.axis is None else (*[slice(None)] * p.axis, slice(stop)) for p in self.program.state.pairs}
@@ -139,13 +142,16 @@ class Session:
         else:
             self._require_mine(state)
         if spec.length is None:
-            if self._rows and self._rows[2] and len(state.length) != batch:
+            if self._rows and self._rows[2] and len(state.written) != batch:
                 raise InputError(
-                    f"the state is for {len(state.length)} rows, {self._rows[0]!r} has {batch} along axis {self._rows[1]}",
+                    f"the state is for {len(state.written)} rows, {self._rows[0]!r} has {batch} along axis {self._rows[1]}",
                     where="session.run",
                     next=f"make it with new_state(batch={batch})",
                 )
-            return self._session.run(arrays, state)
+            self._rewind_appended(state)
+            outputs = self._session.run(arrays, state)
+            state.appended = bool(self._appended)
+            return outputs
         length = self._checked_length(state, batch)
         state.length = length
         self._make_room(state, step)
@@ -177,6 +183,41 @@ class Session:
                 next="lower its length to rewind; only a run raises it",
             )
         return length
+
+    def appended_length(self, state: State) -> np.ndarray:
+        """Positions in each row of a state that runs append to, (batch,) int64; what `state.length` gives.
+
+        raises: InputError where its pieces hold different numbers of them
+        """
+        arrays = self._session.read_state(state)
+        sizes = {name: arrays[name].shape[axis] for name, axis in self._appended.items()}
+        if len(set(sizes.values())) > 1:
+            raise InputError(
+                f"the state has no one length: {', '.join(f'{name} {size}' for name, size in sizes.items())}",
+                where="state.length",
+                next="cut what read_state gives, and go on from new_state(initial=...)",
+            )
+        return np.full(len(state.written), next(iter(sizes.values())), np.int64)
+
+    def _rewind_appended(self, state: State) -> None:
+        """Cut buffers that runs append to where the caller has lowered the length. raises: InputError"""
+        if not self._appended or state.appended or np.array_equal(state.length, state.written):
+            return
+        length = self._checked_length(state, len(state.written))
+        if length.min() != length.max():
+            raise InputError(
+                f"rows of this state are filled alike, got the lengths {length}",
+                where="state.length",
+                next="lower all rows by as much; a state for each row can go back by itself",
+            )
+        stop = int(length[0])
+        arrays = self._session.read_state(state)
+        kept = {
+            n: a[(*[slice(None)] * self._appended[n], slice(stop))] if n in self._appended else a for n, a in arrays.items()
+        }
+        source = State({name: np.ascontiguousarray(array) for name, array in kept.items()}, np.zeros(len(length), np.int64), 0)
+        state.buffers = self._session.new_state(0, len(length), source).buffers
+        state.written = length.copy()
 
     def _require_mine(self, state: State) -> None:
         if state.owner is None or state.owner() is not self:
@@ -225,6 +266,8 @@ def _require_pairs(program: Program) -> None:
                 raise InputError(f"state names {name!r}, which is no {kind}", where="program", next=nearest(name, list(known)))
         if inputs[pair.input].dtype != outputs[pair.output].dtype:
             raise InputError(f"state goes from {outputs[pair.output]} to {inputs[pair.input]}: two dtypes", where="program")
+        if pair.appended is not None and not 0 <= pair.appended < len(inputs[pair.input].shape):
+            raise InputError(f"state {inputs[pair.input]} has no axis {pair.appended} to append to", where="program")
 
 
 def open_session(program: Program, device: str | Device = "cpu") -> Session:

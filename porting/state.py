@@ -3,6 +3,7 @@
 Which size of a state is "the batch" (`new_state(batch=...)`, or read off the feeds):
 1. the dimension called "batch"; else the one name that the state shares with the inputs that are fed, whatever it is ("N", "batch_size");
 2. where a buffer has no such dimension, its one dimension that is not fixed: unnamed, or named like nothing that is fed ("unk__12").
+3. The dimension along which runs append (StatePair.appended) is not asked for: it starts empty.
 A state with further free dimensions is started from arrays: `new_state(initial={...})`.
 """
 
@@ -54,7 +55,8 @@ def state_buffers(program: Program, capacity: int, batch: int, like: State | Non
         if isinstance(given, np.ndarray):
             shape = tuple(capacity if axis == pair.axis else size for axis, size in enumerate(given.shape))
         else:
-            shape = tuple(_size(spec, pair.axis, axis, symbol, capacity, batch) for axis in range(len(spec.shape)))
+            grown = capacity if pair.axis is not None else 0
+            shape = tuple(_size(spec, pair.positions, axis, symbol, grown, batch) for axis in range(len(spec.shape)))
         buffers[pair.input] = Buffer(dtype_of(spec.dtype), shape, pair.axis)
     return buffers
 
@@ -92,7 +94,7 @@ def batch_symbol(program: Program) -> str | None:
         for spec in program.inputs
         if spec.name in pairs
         for axis, dim in enumerate(spec.shape)
-        if is_name(dim) and axis != pairs[spec.name].axis and (dim in fed or dim == "batch")
+        if is_name(dim) and axis != pairs[spec.name].positions and (dim in fed or dim == "batch")
     )
     if "batch" in shared:
         return "batch"
@@ -111,7 +113,7 @@ def batch_place(program: Program, inputs: tuple[TensorSpec, ...]) -> tuple[str, 
             return spec.name, spec.shape.index(symbol), True
     if program.state.advance:
         return program.state.advance[0], 0, True
-    pairs = {pair.input: pair.axis for pair in program.state.pairs}
+    pairs = {pair.input: pair.positions for pair in program.state.pairs}
     if all(_batch_axis(spec, pairs[spec.name], symbol) is None for spec in program.inputs if spec.name in pairs):
         return None
     for spec in inputs:
@@ -141,6 +143,7 @@ def state_from_arrays(program: Program, initial: Mapping[str, Any], batch: int |
     """
     spec_of = {spec.name: spec for spec in program.inputs}
     growing = {pair.input: pair.axis for pair in program.state.pairs}
+    appended = {pair.input: pair.appended for pair in program.state.pairs if pair.appended is not None}
     length_name, symbol = program.state.length, batch_symbol(program)
     rows: dict[str, int] = {} if batch is None else {"batch=": batch}
     positions: dict[str, int] = {}
@@ -151,7 +154,7 @@ def state_from_arrays(program: Program, initial: Mapping[str, Any], batch: int |
             raise InputError(f"{name!r} is no state", where="new_state", next=nearest(str(name), known))
         spec = spec_of[name]
         _require_fit(spec, growing.get(name), array)
-        axis = 0 if name == length_name else _batch_axis(spec, growing[name], symbol)
+        axis = 0 if name == length_name else _batch_axis(spec, appended.get(name, growing[name]), symbol)
         if axis is not None:
             rows[name] = array.shape[axis]
         if name != length_name:
@@ -167,7 +170,9 @@ def state_from_arrays(program: Program, initial: Mapping[str, Any], batch: int |
     filled_to = next(iter(positions.values()), 0)
     given = initial.get(length_name) if length_name else None
     length = np.full(count, filled_to, np.int64) if given is None else np.array(given)
-    if positions.keys() != {name for name in growing if growing[name] is not None} and filled_to:
+    some_filled = any(buffers[name].shape[axis] for name, axis in appended.items() if name in buffers)
+    left_out = some_filled and not appended.keys() <= buffers.keys()
+    if left_out or (positions.keys() != {name for name in growing if growing[name] is not None} and filled_to):
         raise InputError("all buffers that grow are needed together, or none", where="new_state")
     if length.min(initial=0) < 0 or length.max(initial=0) > filled_to:
         raise InputError(f"the length {length} is outside the {filled_to} positions given", where="new_state")

@@ -161,12 +161,20 @@ def is_checkpoint(source: Any) -> TypeIs[Checkpoint]:
 class StatePair:
     """A graph input and the output that replaces it in the next run.
 
-    axis: the axis that grows with capacity (a KV cache), None when the shape is fixed (an LSTM's state)
+    axis:     the axis that grows with capacity (a KV cache), None when the shape is fixed (an LSTM's state)
+    appended: the axis along which the output is longer than the input, by what a run appends: such a buffer starts empty, and has no
+              capacity. None for every other
     """
 
     input: str
     output: str
     axis: int | None
+    appended: int | None = None
+
+    @property
+    def positions(self) -> int | None:
+        """The axis that counts positions, however it grows."""
+        return self.axis if self.axis is not None else self.appended
 
 
 @dataclass(frozen=True)
@@ -260,19 +268,36 @@ class Unsupported:
 class State:
     """Buffers that stay on the device between runs, and how far they are filled.
 
-    length:   (batch,) int64, positions filled per row; the caller may lower it to rewind
+    length:   (batch,) int64, positions filled per row; the caller may lower it to rewind. Where runs append to buffers, which only the device
+              knows the size of, it is looked up when it is asked for
     capacity: positions that fit; 0 when no axis grows
     buffers:  the backend's own objects, by input name of the pair
     written:  (batch,) int64, positions per row that hold what was fed: the session's record, which length may not exceed
     owner:    the session whose new_state made it, the only one that can run it
+    appended: whether a run appended to the buffers since the length was looked up
     """
 
     def __init__(self, buffers: dict[str, Any], length: np.ndarray, capacity: int) -> None:
         self.buffers = buffers
-        self.length = length
+        self.appended = False
+        self._length = length
         self.capacity = capacity
         self.written = length.copy()  # not the same array: the caller may write into length
         self.owner: weakref.ref[Any] | None = None
+
+    @property
+    def length(self) -> np.ndarray:
+        session = self.owner() if self.appended and self.owner is not None else None
+        if session is not None:
+            self._length = session.appended_length(self)
+            self.written = self._length.copy()
+            self.appended = False
+        return self._length
+
+    @length.setter
+    def length(self, value: np.ndarray) -> None:
+        _ = self.length  # what is written is looked up before it is lowered
+        self._length = value
 
 
 class BackendSession(Protocol):

@@ -24,6 +24,7 @@ from porting.types import Graph, Original, StatePair, StateSpec, TensorSpec
 
 from .onnx_checks import checked
 from .onnx_order import bodies, standard
+from .onnx_state import appended_axis
 from .onnx_tensors import TensorFiles
 from .onnx_wire import FETCH_AGAIN, parse_model
 
@@ -201,7 +202,9 @@ class OnnxFile:
                 )
         if len(set(state.values())) != len(state):
             raise UsageError("one output is the next value of two inputs", where="state", next="name each output once")
-        return StateSpec(tuple(StatePair(source, target, None) for source, target in state.items()))
+        fed = [spec for spec in self.inputs if spec.name not in state]
+        pairs = [(inputs[source], outputs[target]) for source, target in state.items()]
+        return StateSpec(tuple(StatePair(a.name, b.name, None, appended_axis(self._proto.graph, a, b, fed)) for a, b in pairs))
 
     # --- the graph --------------------------------------------------------------------------------------------------
 
