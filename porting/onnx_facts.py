@@ -20,6 +20,9 @@ _CARRIES = frozenset(
 )
 _COMPUTES = frozenset(("Add", "Sub", "Mul", "Where", "Mod", "Clip", "Max", "Min"))
 _ONLY_SHAPE = frozenset(("Shape", "Size"))
+# how much comes out depends on the values of all inputs, or of those after the first
+_SIZED_BY_VALUES = frozenset(("NonZero", "NonMaxSuppression", "Unique", "Compress", "Range", "ConstantOfShape"))
+_SIZED_BY_OTHERS = frozenset(("Expand", "OneHot", "Pad", "Reshape", "Resize", "Slice", "Tile", "TopK", "Upsample"))
 # Operators of ONNX's own domain that draw. A seed starts their stream of numbers when a session is made, and every run goes on with it:
 # measured in onnxruntime 1.31.1, two runs of a session differ, and the n-th runs of two sessions are the same, in every process too
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
@@ -60,24 +63,35 @@ def valued_names(graph: onnx.GraphProto, of: str = "") -> set[str]:
     """Names of values that depend on the values of the graph's inputs, or of that one input, and not only on their shapes."""
     initial = {t.name for t in graph.initializer}
     found = {v.name for v in graph.input if v.name not in initial and of in ("", v.name)}
-    _spread(graph, found)
+    _spread(graph, found, set())
     return found
 
 
-def _spread(graph: onnx.GraphProto, found: set[str]) -> bool:
-    """Whether something in the graph depends on `found`; adds all that does."""
+def _spread(graph: onnx.GraphProto, found: set[str], sized: set[str]) -> bool:
+    """Whether something in the graph depends on `found`; adds all that does.
+
+    sized: values of which not only the elements but the shape does, and so what asks for their shape
+    """
     any_found = False
     for node in graph.node:
         bodies = list(subgraphs(node))
-        reached = node.op_type not in _ONLY_SHAPE and any(name in found for name in node.input)
+        asked = sized if node.op_type in _ONLY_SHAPE else found
+        reached = any(name in asked for name in node.input)
+        deciding = (
+            node.input if node.op_type in _SIZED_BY_VALUES else node.input[1:] if node.op_type in _SIZED_BY_OTHERS else ()
+        )
+        if any(name in found for name in deciding) or (
+            node.op_type not in _ONLY_SHAPE and any(name in sized for name in node.input)
+        ):
+            sized.update(name for name in node.output if name)
         for body in bodies:
             if reached:
                 found.update(v.name for v in body.input)
-            reached = _spread(body, found) or reached
+            reached = _spread(body, found, sized) or reached
         if reached and bodies:  # what a loop carries may reach a body only in its second round
             for body in bodies:
                 found.update(v.name for v in body.input)
-                _spread(body, found)
+                _spread(body, found, sized)
         if reached:
             found.update(name for name in node.output if name)
             any_found = True

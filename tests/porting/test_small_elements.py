@@ -17,6 +17,7 @@ from porting.graph_golden import GraphGolden
 from porting.graph_judgement import stretched
 from porting.graph_outputs import SCALES, WIDE, ExpectedArray, compressed, relative_error, small_scales
 from porting.graph_validation import judge_graph
+from porting.onnx_facts import valued_names
 from porting.types import TensorSpec
 from tests.graph_models import (
     D,
@@ -219,3 +220,18 @@ def test_a_branch_that_the_users_inputs_do_not_reach_is_tried_on_generated_ones(
     porting.record(path, golden, inputs=[tmp_path / "given.npz"])
     verdict = porting.validate(tmp_path / "m.port", against=golden).require()
     assert any(run.startswith("chosen = else, also generated") for run in verdict.details["runs"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "valued"),
+    [
+        ([node("NonZero", "x", "n"), node("Shape", "n", "size")], True),
+        ([node("NonZero", "x", "n"), node("Transpose", "n", "t", perm=[1, 0]), node("Size", "t", "size")], True),
+        ([node("Relu", "x", "n"), node("Shape", "n", "size")], False),
+        ([node("Shape", "x", "s"), node("ConstantOfShape", "s", "n"), node("Shape", "n", "size")], False),
+        ([node("Cast", "x", "c", to=TensorProto.INT64), node("ConstantOfShape", "c", "n"), node("Shape", "n", "size")], True),
+    ],
+)
+def test_what_asks_for_a_size_that_values_decide_depends_on_values(nodes: list[onnx.NodeProto], valued: bool) -> None:
+    proto = model(nodes, {"x": ["n"]}, {"size": ([1], TensorProto.INT64)}, [])
+    assert ("size" in valued_names(proto.graph)) is valued
