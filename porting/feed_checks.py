@@ -19,6 +19,10 @@ from porting.types import ANY_SHAPE, Array, Limit, Program, TensorSpec
 from porting.verdict import printable
 
 WHERE = "session.run"
+LYING = (
+    "the model says by the name {symbol} that they are equal: if they are not meant to be, give its inputs different names there "
+    "(dim_param in the .onnx file, the names of --input or dynamic of a torch module) and port it again"
+)
 
 
 class FeedChecks:
@@ -224,7 +228,7 @@ def _disagreement(symbol: str, name: str, value: np.ndarray, other: str, value_o
         shown = f"the axes of {name} {list(value.shape)} that are {symbol} differ"
     else:
         shown = f"{name} {list(value.shape)} and {other} {list(value_of_other.shape)} disagree about {symbol}"
-    return InputError(shown, where=WHERE, next="feed arrays of one size there")
+    return InputError(shown, where=WHERE, next=f"feed arrays of one size there; {LYING.format(symbol=printable(symbol))}")
 
 
 def _require_length(name: str, value: np.ndarray, limit: Limit) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from porting.dtypes import dtype_of
 from porting.errors import InputError, RuntimeFailed, nearest
+from porting.feed_checks import LYING
 from porting.feed_values import CHOICES, GENERATOR, feeds_for, kind_of, shape_with, symbols
 from porting.npz import read_npz
 from porting.run import feeds_from_arrays
@@ -316,6 +317,9 @@ def _require_fit(array: np.ndarray, spec: TensorSpec, sizes: dict[str, tuple[int
             raise InputError(
                 f"input {printable(spec.name)!r} has {size} in dimension {axis}{named}, where {printable(by)} has {known}",
                 where=where,
+                next=f"give arrays of one size there; {LYING.format(symbol=printable(symbol))}"
+                if isinstance(symbol, str)
+                else "",
             )
 
 

@@ -21,11 +21,12 @@ from porting.graph_golden import GraphGolden
 from porting.graph_judgement import judgement_of_graph, judgement_of_graph_golden, judgement_of_graph_port
 from porting.inputs import cases_of
 from porting.language_validation import LanguageJudgement
+from porting.npz import read_npz
 from porting.port_folder import EVIDENCE, MANIFEST, Port, open_port
 from porting.progress import silent
 from porting.reference import GoldenReference, PortReference, UpstreamReference
 from porting.sources import begins_like_torch, opened
-from porting.types import Checkpoint, GraphSource, is_checkpoint, is_graph
+from porting.types import Checkpoint, GraphSource, TensorSpec, is_checkpoint, is_graph
 from porting.upstream import upstream_version
 from porting.verdict import Verdict
 
@@ -116,7 +117,11 @@ def judgement_for(
     elif path is not None and path.is_file() and path.suffix == ".json":
         yield judgement_of_golden(path, inputs, kind)
     else:
-        with opened(against, inputs=inputs, **_as_the_port(port, path, options)) as source:
+        module = not (against is None or path is not None or is_graph(against) or is_checkpoint(against))
+        same = _as_the_port(port, module or (path is not None and begins_like_torch(path)), options)
+        if "input_specs" in same and not options.get("input_specs"):
+            _require_sizes_of_port(port, same["input_specs"], inputs)
+        with opened(against, inputs=inputs, **same) as source:
             canonical = canonical_graph(source)
             if canonical.kind != kind:
                 raise InputError(
@@ -127,17 +132,40 @@ def judgement_for(
             yield judgement_of_source(canonical, inputs)
 
 
-def _as_the_port(port: Port, path: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for the source of a port: what it takes and carries is what the port takes and carries, unless said otherwise."""
+def _as_the_port(port: Port, torch: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for the source of a port: what it takes and carries is what the port takes and carries, unless said otherwise.
+
+    torch: whether the source is a torch module or a file of torch, which is exported again for the inputs it is given
+    """
     program, given = port.program(), {name: value for name, value in options.items() if value not in (None, [], {})}
     if port.manifest["kind"] != GRAPH:
         return given
     if program.state.pairs:
         given.setdefault("state", {pair.input: pair.output for pair in program.state.pairs})
-    if given.get("model") or (path is not None and begins_like_torch(path)):
+    if given.get("model") or torch:
         hidden = {pair.input for pair in program.state.pairs}
         given.setdefault("input_specs", [spec for spec in program.inputs if spec.name not in hidden])
     return given
+
+
+def _require_sizes_of_port(port: Port, specs: Sequence[TensorSpec], inputs: Sequence[Path]) -> None:
+    """The user's arrays have the sizes that are fixed in the port. raises: InputError saying how to free one"""
+    for path in inputs:
+        arrays = read_npz(path, text=True)
+        for spec in specs:
+            shape = arrays[spec.name].shape if spec.name in arrays else ()
+            if len(shape) != len(spec.shape):
+                continue  # whoever opens the module says so
+            wrong = [i for i, dim in enumerate(spec.shape) if isinstance(dim, int) and dim != shape[i]]
+            if wrong:
+                dims = {i: f"size{i}" if i in wrong else dim for i, dim in enumerate(spec.shape)}
+                shown = f"{spec.name}: {spec.dtype}[{', '.join(map(str, dims.values()))}]"
+                dynamic = {spec.name: {i: dim for i, dim in dims.items() if isinstance(dim, str)}}
+                raise InputError(
+                    f"{spec.name} is {list(shape)}, and the port takes {spec}: dimension {wrong[0]} is fixed at {spec.shape[wrong[0]]}",
+                    where=f"{path}, {port.path}",
+                    next=f'give inputs of that size, or port again with it free: --input "{shown}", in Python dynamic={dynamic}',
+                )
 
 
 def require_upstream() -> None:

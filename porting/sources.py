@@ -85,7 +85,7 @@ def open_source(
     if torch is not None and isinstance(source, torch.nn.Module):
         from porting.converters.torch_module import open_module
 
-        return open_module(source, _examples(example_inputs, inputs), dynamic, state=state)
+        return open_module(source, _examples(example_inputs, inputs), dynamic, state=state, input_specs=tuple(input_specs))
     if isinstance(source, (str, Path)):
         return _open_path(source, allow_pickle, inputs, tuple(input_specs), example_inputs, dynamic, state)
     if is_graph(source) or is_checkpoint(source):
