@@ -168,7 +168,11 @@ class Inputs:
 
 
 def encoder_inputs(g: GraphBuilder, c: EncoderConfig) -> Inputs:
-    """Declare input_ids, attention_mask and, where it has a meaning, token_type_ids."""
+    """Declare input_ids, attention_mask and, where it has a meaning, token_type_ids.
+
+    A row whose mask is all 0 looks at every position alike, padding too: what transformers' eager attention gives. Its sdpa attention gives
+    other numbers there; neither means anything, and `porting embed` feeds no such row.
+    """
     ids = g.input("input_ids", "int64", ("batch", "sequence"))
     given = g.input("attention_mask", "int64", ("batch", "sequence"))
     types = g.input("token_type_ids", "int64", ("batch", "sequence")) if c.type_vocab_size > 1 else None
