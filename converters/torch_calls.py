@@ -171,11 +171,13 @@ def _require_all(parameters: Sequence[inspect.Parameter], given: set[str], what:
         if p.default is inspect.Parameter.empty and p.kind in (*POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
     ]
     missing = [name for name in needed if name not in given]
+    numbers = [p.name for p in parameters if p.name in missing and is_number(p)]
     if missing:
         raise InputError(
             f"{what}.forward needs {', '.join(missing)}; the example gives {', '.join(sorted(given)) or 'nothing'}",
             where="inputs",
-            next="give an array for every argument that has no default",
+            next="give an array for every argument that has no default"
+            + (f"; a number for {', '.join(numbers)}, which becomes a constant of the port" if numbers else ""),
         )
 
 
@@ -183,9 +185,17 @@ def _number(parameter: inspect.Parameter | None, value: Any) -> Any:
     """The Python number behind a 0-D array, where the signature says that the argument is one."""
     if parameter is None or not isinstance(value, (np.ndarray, np.generic)) or np.ndim(value):
         return value
-    kind = parameter.annotation if parameter.annotation is not inspect.Parameter.empty else type(parameter.default)
-    convert = NUMBERS.get(kind)
+    convert = NUMBERS.get(_kind(parameter))
     return value if convert is None else convert(value)
+
+
+def is_number(parameter: inspect.Parameter) -> bool:
+    """Whether the signature says that an argument is a Python number."""
+    return _kind(parameter) in NUMBERS
+
+
+def _kind(parameter: inspect.Parameter) -> Any:
+    return parameter.annotation if parameter.annotation is not inspect.Parameter.empty else type(parameter.default)
 
 
 def _template(name: str, value: Any, tensors: dict[str, Any], constants: dict[str, Any], what: str) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from porting.errors import InputError, UsageError, nearest
 from porting.types import TensorSpec
 
-from .torch_calls import CallPlan, array_from_tensor, parameters_of, plan_call
+from .torch_calls import CallPlan, array_from_tensor, is_number, parameters_of, plan_call
 from .torch_capture import Dynamic
 from .torch_checks import run_eager
 from .torch_probe import resized, sizes_of
@@ -42,6 +42,7 @@ def bound_examples(
             raise UsageError(
                 f"nothing says what {what} takes: a torch module has to be run once to be exported", where="inputs", next=GIVE
             )
+        _require_tensors(arguments, specs, what)
         examples = _generated(function, arguments, specs, what)
     plans = [plan_call(arguments, example, what) for example in examples]
     plan, first = plans[0]
@@ -52,12 +53,24 @@ def bound_examples(
     return plan, [tensors for _, tensors in plans]
 
 
+def _require_tensors(arguments: Sequence[inspect.Parameter], specs: Sequence[TensorSpec], what: str) -> None:
+    """raises: UsageError for arguments that are Python numbers: specs cannot say their value"""
+    numbers = [p.name for p in arguments if is_number(p) and (p.default is p.empty or p.name in {s.name for s in specs})]
+    if numbers:
+        raise UsageError(
+            f"{', '.join(numbers)} of {what}.forward: a Python number, which becomes a constant of the port, and no input of it",
+            where="inputs",
+            next=f"give its value in an example: --inputs x.npz with {numbers[0]} beside the arrays; in Python "
+            f'example_inputs={{..., "{numbers[0]}": 2}}',
+        )
+
+
 def _generated(function: Any, arguments: Sequence[inspect.Parameter], specs: Sequence[TensorSpec], what: str) -> list[Any]:
     from porting.feeds import find_cases
 
     def run(feeds: Mapping[str, Any]) -> Any:
         plan, tensors = plan_call(arguments, feeds, what)
-        return run_eager(function, plan, tensors, what)
+        return {name: array_from_tensor(tensor) for name, tensor in run_eager(function, plan, tensors, what).items()}
 
     return list(find_cases(specs, run, wanted=1).feeds.values())
 

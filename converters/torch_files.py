@@ -15,7 +15,7 @@ from porting.errors import InputError, UnsupportedModel, UsageError
 from porting.scratch import ScratchFolder
 from porting.types import TensorSpec
 
-from .torch_calls import CallPlan, array_from_tensor, tensor_from_array
+from .torch_calls import CallPlan, Slot, array_from_tensor, tensor_from_array
 from .torch_capture import Captured, require_unbounded
 from .torch_checks import require_deterministic
 from .torch_export import require_translated
@@ -178,20 +178,28 @@ def _require_unchanging(program: Any, path: Path) -> None:
 
 
 def _plan_of(program: Any, path: Path) -> CallPlan:
-    """How the program is called, its inputs named as torch.export named them."""
+    """How the program is called, its inputs named as torch.export named them. Numbers and None that it was exported with are constants."""
+    from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
     from torch.utils import _pytree as pytree
 
-    from .torch_calls import Slot
-
-    names = list(program.graph_signature.user_inputs)
-    if not all(isinstance(name, str) for name in names):
-        raise UnsupportedModel(
-            f"{path.name} takes numbers or None beside tensors: {names}",
-            where=str(path),
-            next="export a module that takes tensors only",
-        )
-    args, kwargs = pytree.tree_unflatten([Slot(name) for name in names], program.call_spec.in_spec)
-    return CallPlan(tuple(names), tuple(args), kwargs, {})
+    leaves: list[Any] = []
+    constants: dict[str, Any] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is not InputKind.USER_INPUT:
+            continue
+        if isinstance(spec.arg, ConstantArgument):
+            constants[spec.arg.name] = spec.arg.value
+            leaves.append(spec.arg.value)
+        elif isinstance(spec.arg, TensorArgument):
+            leaves.append(Slot(spec.arg.name))
+        else:
+            raise UnsupportedModel(
+                f"input {spec.arg.name!r} of {path.name} is no tensor: {type(spec.arg).__name__}",
+                where=str(path),
+                next="export a module that takes a tensor there, or a number that stays as it is",
+            )
+    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    return CallPlan(tuple(leaf.name for leaf in leaves if isinstance(leaf, Slot)), tuple(args), kwargs, constants)
 
 
 def _flat_example(program: Any, plan: CallPlan, example: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -208,7 +216,7 @@ def _flat_example(program: Any, plan: CallPlan, example: Any, path: Path) -> dic
                 next="give one array for each",
             )
         return {name: tensor_from_array(example[name], name) for name in plan.names}
-    leaves = pytree.tree_leaves(example)
+    leaves = _tensors_of(pytree.tree_leaves(example), plan)
     if len(leaves) != len(plan.names):
         raise InputError(
             f"the example has {len(leaves)} arrays, the program takes {len(plan.names)}: {', '.join(plan.names)}",
@@ -217,12 +225,30 @@ def _flat_example(program: Any, plan: CallPlan, example: Any, path: Path) -> dic
     return {name: tensor_from_array(leaf, name) for name, leaf in zip(plan.names, leaves, strict=True)}
 
 
+def _tensors_of(leaves: Sequence[Any], plan: CallPlan) -> list[Any]:
+    """An example without the constants of the program, where it has them in their places. raises: InputError where it has others"""
+    from torch.utils import _pytree as pytree
+
+    wanted = pytree.tree_leaves((plan.args, dict(plan.kwargs)))
+    if len(leaves) != len(wanted):
+        return list(leaves)
+    pairs = [(leaf, want) for leaf, want in zip(leaves, wanted, strict=True) if not isinstance(want, Slot)]
+    other = [(leaf, want) for leaf, want in pairs if type(leaf) is not type(want) or leaf != want]
+    if other:
+        raise InputError(
+            f"the example gives {other[0][0]!r} where the program was exported with {other[0][1]!r}, a constant of it",
+            where="inputs",
+            next="leave it out, or export the program with that value",
+        )
+    return [leaf for leaf, want in zip(leaves, wanted, strict=True) if isinstance(want, Slot)]
+
+
 def _own_example(program: Any, plan: CallPlan, specs: Sequence[TensorSpec], what: str) -> list[dict[str, torch.Tensor]]:
     """The example in the file; else inputs generated from the specs, or from what the program says of its inputs."""
     from torch.utils import _pytree as pytree
 
     if program.example_inputs is not None:
-        leaves = pytree.tree_leaves(program.example_inputs)
+        leaves = _tensors_of(pytree.tree_leaves(program.example_inputs), plan)
         if len(leaves) == len(plan.names):
             return [{name: tensor_from_array(leaf, name) for name, leaf in zip(plan.names, leaves, strict=True)}]
     from porting.feeds import find_cases
@@ -239,7 +265,8 @@ def _own_example(program: Any, plan: CallPlan, specs: Sequence[TensorSpec], what
     ]
 
     def run(feeds: Mapping[str, Any]) -> Any:
-        return run_eager(program.module(), plan, {n: tensor_from_array(a, n) for n, a in feeds.items()}, what)
+        result = run_eager(program.module(), plan, {n: tensor_from_array(a, n) for n, a in feeds.items()}, what)
+        return {name: array_from_tensor(tensor) for name, tensor in result.items()}
 
     return [{n: tensor_from_array(a, n) for n, a in feeds.items()} for feeds in find_cases(specs, run, wanted=1).feeds.values()]
 

@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
+import porting
+
+CALLS = str(Path(__file__).with_name("torch_calls.py"))  # calls the module: what called us is no code of it
 SHOWN = 600  # characters of a message of torch's, which can be pages
 
 
@@ -22,9 +25,9 @@ def _foreign(filename: str) -> bool:
     if filename.startswith("<"):
         return True
     path = Path(filename).resolve()
-    ours = Path(__file__).resolve().parent
+    ours = (Path(__file__).resolve().parent, Path(porting.__file__).resolve().parent)
     standard = Path(traceback.__file__).resolve().parent
-    if path.is_relative_to(Path(torch.__file__).resolve().parent) or path.is_relative_to(ours):
+    if any(path.is_relative_to(folder) for folder in (Path(torch.__file__).resolve().parent, *ours)):
         return True
     return path.is_relative_to(standard) and "site-packages" not in path.parts
 
@@ -54,9 +57,9 @@ def where_raised(error: BaseException, fallback: str = "") -> str:
 
 
 def where_now() -> str:
-    """The innermost line of user code on the stack of this thread, or ""."""
+    """The innermost line of user code on the stack of this thread, within the module that runs; or ""."""
     frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code.co_filename != CALLS:
         if is_users(frame.f_code.co_filename):
             return line_of(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]

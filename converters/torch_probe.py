@@ -6,13 +6,14 @@ without a word. Either way the graph gives something else than the module once t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from porting.errors import DeviceUnavailable, InputError, PortingError
+from porting.errors import DeviceUnavailable, InputError, PortingError, UnsupportedModel
 
 from .torch_calls import CallPlan, array_from_tensor, tensor_from_array
 from .torch_capture import Dynamic
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 ANOTHER = 0.05  # of the norm of the output; of the number of elements where they are integers
 RUNS = 16
 LARGER = 2  # times the example's elements: what a run may cost
+RARE = {
+    "bfloat16": "call .float() on the module: float32 holds every value of its weights",
+    "float64": "call .float() on the module: its weights are rounded to float32",
+}
 NOISE = 0.01  # of the spread of an input: repeated rows would tie
 
 
@@ -49,10 +54,11 @@ def try_sizes(
     """Run the module and its graph at other sizes than the example's.
 
     returns: the sizes that the module takes, and at which the graph agrees; None where onnxruntime is not installed
-    raises:  SizeFixed
+    raises:  SizeFixed; UnsupportedModel for a dtype that onnxruntime cannot compute in, also without free sizes
     """
     base = sizes_of(tensors, dynamic)
-    if not base:
+    dtypes = _rare_dtypes(function, tensors)
+    if not base and not dtypes:
         return []
     from porting.original_onnx import OnnxOriginal
 
@@ -61,7 +67,12 @@ def try_sizes(
     except DeviceUnavailable:
         return None
     except PortingError as error:
+        if dtypes:
+            raise _not_in(dtypes, what, error) from error
         raise SizeFixed(f"onnxruntime does not load the graph: {error.what}", base) from error
+    if not base:
+        graph.close()
+        return []
     held: list[dict[str, int]] = []
     runs = 0
     try:
@@ -81,6 +92,21 @@ def try_sizes(
     finally:
         graph.close()
     return held
+
+
+def _rare_dtypes(function: Any, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Which of the dtypes that onnxruntime has few operators for the module or its inputs hold."""
+    held = [*tensors.values(), *getattr(function, "parameters", list)(), *getattr(function, "buffers", list)()]
+    return sorted({str(t.dtype).removeprefix("torch.") for t in held} & RARE.keys())
+
+
+def _not_in(dtypes: Sequence[str], what: str, error: PortingError) -> UnsupportedModel:
+    reason = re.sub(r"Load model from \S+ failed:", "", error.what.rpartition("onnxruntime: ")[2]).strip()
+    return UnsupportedModel(
+        f"{what} computes in {', '.join(dtypes)}, and onnxruntime does not: {reason}",
+        where="the module",
+        next="; ".join(RARE[dtype] for dtype in dtypes) + "; give examples in float32 then",
+    )
 
 
 def elements(tensors: Mapping[str, torch.Tensor]) -> int:

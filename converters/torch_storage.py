@@ -9,6 +9,8 @@ zip or bare pickle that names anything else      pickled objects          code
 from __future__ import annotations
 
 import os
+import pickletools
+import tarfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from porting.errors import InputError
+from porting.errors import CheckpointError, InputError
 from porting.types import StoredTensor
 from porting.weights import NUMPY_DTYPES
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 ZIP, PICKLE = b"PK", b"\x80"
+START = 256  # bytes that tell what a file is
 # What training scripts save beside the weights; the objects are not made
 HARMLESS = frozenset(
     Global(module, name)
@@ -83,7 +86,7 @@ def torch_file_kind(path: str | Path) -> str | None:
 def _start(path: Path) -> bytes:
     fd, size = open_to_read(path)
     try:
-        return read_exactly(fd, 0, min(2, size), path).tobytes()
+        return read_exactly(fd, 0, min(START, size), path).tobytes()
     finally:
         os.close(fd)
 
@@ -96,6 +99,8 @@ def read_object(path: Path, allow_pickle: bool) -> Any:
     """
     start = _start(path)
     if start[:2] != ZIP and start[:1] != PICKLE:
+        if start[8:9] not in (b"", b"{"):  # where the header of safetensors begins
+            raise _unknown(path, start)
         return dict(read_header(path))
     try:
         return read_torch_object(path, HARMLESS)
@@ -103,6 +108,34 @@ def read_object(path: Path, allow_pickle: bool) -> Any:
         if allow_pickle:
             return unpickled(path)
         raise type(error)(error.what, where=error.where, next=f"{error.next}; {TRUST}") from error
+
+
+def _unknown(path: Path, start: bytes) -> CheckpointError:
+    """The error for a file that begins as none does which is read here."""
+    if tarfile.is_tarfile(path):
+        what, todo = "a tar archive", "unpack it; or, if torch itself wrote it long ago, load it with torch.load"
+    elif _begins_as_pickle(start):
+        what, todo = "a pickle of protocol 0 or 1", "load it with what wrote it"
+    elif start.startswith(b"version https://git-lfs"):
+        return CheckpointError(
+            f"{path.name} is a pointer of git-lfs, not the weights", where=str(path), next="fetch the file itself: git lfs pull"
+        )
+    else:
+        what, todo = f"neither safetensors nor what torch saves: it begins with {start[:8]!r}", "load it with what wrote it"
+    return CheckpointError(
+        f"{path.name} is {what}", where=str(path), next=f"{todo}, and save its tensors anew by torch.save(state_dict, FILE)"
+    )
+
+
+def _begins_as_pickle(start: bytes) -> bool:
+    """Whether the first bytes are operations of a pickle without its mark; nothing is executed."""
+    try:
+        for count, _ in enumerate(pickletools.genops(start), start=1):
+            if count == 3:
+                return True
+    except Exception:  # cut off, no operation, an argument of another form: pickletools raises whatever its readers do
+        return False
+    return True  # it has ended
 
 
 def unpickled(path: Path) -> Any:

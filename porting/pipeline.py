@@ -91,9 +91,11 @@ def missing_weights(made: Port) -> dict[str, list[str]]:
 
 
 def constant_inputs(made: Port) -> dict[str, list[str]]:
-    """Inputs of an .onnx file that have a default there, and so are constants of the port: it does not take them."""
-    names = made.manifest["config"].get("constant_inputs") if made.manifest["kind"] == GRAPH else None
-    return {"constant_inputs": list(names)} if names else {}
+    """What the port does not take, since it is a constant there: inputs of an .onnx file with a default, numbers of a torch example."""
+    config = made.manifest["config"] if made.manifest["kind"] == GRAPH else {}
+    numbers = [f"{name} = {value}" for name, value in config.get("constants", {}).items() if value is not None]
+    names = [*config.get("constant_inputs", ()), *numbers]
+    return {"constant_inputs": names} if names else {}
 
 
 def require_usable(device: str) -> None:

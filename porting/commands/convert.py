@@ -46,7 +46,7 @@ def command(
     does that, and `port` does both.
     """
     from porting.conversion import convert
-    from porting.pipeline import missing_weights
+    from porting.pipeline import constant_inputs, missing_weights
 
     kept, weights_file = options.split_weights(weights)
     with source.opened(weights_file, inputs) as opened:
@@ -70,7 +70,7 @@ def command(
     }
     result |= {"tensors_used": len(m["tensors"]["used"]), "tensors_dropped": m["tensors"]["dropped"], "weights": m["weights"]}
     result["passes"] = m["passes"]
-    result |= missing_weights(port)
+    result |= missing_weights(port) | constant_inputs(port)
     held = m["weights"]
     lines = [
         f"wrote {port.path}: {m['architecture']} for {m['target']} in {m['precision']}",
@@ -80,6 +80,7 @@ def command(
             f"  NOT in the weights file, left as the factory made it: {name}"
             for name in missing_weights(port).get("weights_missing", [])
         ],
+        *[f"  a constant of the port, no input: {name}" for name in constant_inputs(port).get("constant_inputs", [])],
         *[f"  not linked: {name}: {reason}" for name, reason in held["not_linked"].items()],
         f"  next: porting validate {port.path} {source.reference(weights_file)}",
     ]

@@ -63,6 +63,9 @@ def _interface(found: dict[str, Any]) -> list[str]:
     fixed = found["facts"].get("constant_inputs")
     if fixed:
         lines.append(f"constants of a port, though the file lets a caller feed them: {', '.join(fixed)}")
+    numbers = {name: value for name, value in found["facts"].get("constants", {}).items() if value is not None}
+    if numbers:
+        lines.append(f"constants of a port, numbers in the example: {', '.join(f'{k} = {v}' for k, v in numbers.items())}")
     if found["state_candidates"]:
         pairs = " ".join(f"--state {pair}" for pair in found["state_candidates"])
         lines.append(f"looks like state that a session could keep: {pairs}")
