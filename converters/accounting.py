@@ -14,6 +14,7 @@ from porting.types import Checkpoint, TensorSpec
 from porting.weights import Stream, source_stream
 
 SHOWN = 20  # names listed before "and N more"
+WRAPPED = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}  # beginning of all names -> what put it there
 # Integers and 8-bit floats mean nothing without the scales that belong to them; converting the bare codes would be silently wrong.
 CODES = frozenset(("F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"))
 
@@ -87,7 +88,7 @@ class Weights:
             raise CheckpointError(
                 "the tensors do not fit the config. " + ". ".join(problems),
                 where=str(self.checkpoint.path.name),
-                next="check that config and weights belong together; nothing is dropped or invented silently",
+                next=_hint(list(self.checkpoint.tensors)),
             )
         return {
             "used": sorted(self._taken),
@@ -95,6 +96,17 @@ class Weights:
             "dropped": [{"name": n, "reason": r} for n, r in sorted(self.dropped.items())],
             "folded": {n: v.tolist() for n, v in sorted(self._folded.items())},
         }
+
+
+def _hint(names: list[str]) -> str:
+    """What to do about a checkpoint whose names do not fit."""
+    for prefix, wrapper in WRAPPED.items():
+        if names and all(name.startswith(prefix) for name in names):
+            return (
+                f"every name begins with {prefix!r}, which {wrapper} puts there: call save_pretrained() of the model inside it, "
+                "or save the tensors without that prefix"
+            )
+    return "check that config and weights belong together; nothing is dropped or invented silently"
 
 
 def _nothing(name: str, shape: tuple[int, ...]) -> Stream:

@@ -141,3 +141,11 @@ def test_a_stand_in_for_a_wrong_tensor_gives_no_values():
     stream = Weights(MemoryCheckpoint({}, {})).take("missing", (4, 3))
     with pytest.raises(CheckpointError, match="'missing' cannot be used"):
         stream.make(0, 4)
+
+
+@pytest.mark.parametrize(("prefix", "wrapper"), [("module.", "DataParallel"), ("_orig_mod.", "torch.compile")])
+def test_a_prefix_of_all_names_is_said(prefix, wrapper):
+    arrays = {prefix + name: array for name, array in base().arrays.items()}
+    with pytest.raises(CheckpointError, match="do not fit the config") as caught:
+        canonical_graph(MemoryCheckpoint(base().config, arrays, "F32"))
+    assert f"every name begins with {prefix!r}, which {wrapper} puts there" in caught.value.next
