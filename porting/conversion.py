@@ -113,10 +113,11 @@ def _half_floats(graph: Graph) -> bool:
 
 def convert(
     source: Any,
-    output: str | Path,
+    output_or_examples: Any = None,
     target: str = "cpu",
     precision: str | None = None,
     *,
+    output: str | Path | None = None,
     weights: str = "link",
     max_ram: int | None = None,
     force: bool = False,
@@ -130,7 +131,12 @@ def convert(
 ) -> Port:
     """Convert a model into a port. Nothing is compared here: `validate` does that.
 
+        porting.convert("checkpoint/", "model.port")
+        porting.convert(module, example_inputs, dynamic={"x": {0: "batch"}}, output="net.port")
+
     source:         a Hugging Face folder, a GGUF file, an .onnx file, a torch module, or what `open_source` gave
+    output_or_examples: where the port is written; anything but a path is taken as `example_inputs`, and `output` names the port
+    output:         the same by its name
     precision:      "fp32", "int8", "int4" (weights), or "source"; a graph keeps its own
     weights:        "link" or "copy"
     max_ram:        bytes; refused before anything is written when the forecast is higher
@@ -143,8 +149,7 @@ def convert(
     raises:         PortingError with the exit code of the command
     """
     wanted = find_target(target)
-    require_path(output)
-    destination = Path(output)
+    destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with opened(source, **options) as found:
@@ -163,14 +168,25 @@ def convert(
         )
 
 
-def require_path(output: Any) -> None:
-    """raises: UsageError for what is no path, such as the inputs of a module in its place"""
-    if not isinstance(output, (str, Path)):
-        raise UsageError(
-            f"the second argument is where the port is written, got a {type(output).__name__}",
-            where="output",
-            next='porting.convert(module, "net.port", example_inputs=...)',
-        )
+def output_and_examples(second: Any, output: str | Path | None, example_inputs: Any) -> tuple[Path, Any]:
+    """What the second argument of `convert` and `port` is: a path where the port is written, or a module's inputs.
+
+    raises: UsageError when there is no path, or two of either
+    """
+    hint = (
+        'porting.convert(module, example_inputs, output="net.port"), or porting.convert(module, "net.port", example_inputs=...)'
+    )
+    if second is not None and not isinstance(second, (str, Path)):
+        if example_inputs is not None:
+            raise UsageError("inputs of the module are given twice", where="example_inputs", next=hint)
+        second, example_inputs = None, second
+    if second is not None and output is not None:
+        raise UsageError(f"two places where the port is written: {second} and {output}", where="output", next=hint)
+    found = output if second is None else second
+    if not isinstance(found, (str, Path)):
+        given = "nothing" if found is None else f"a {type(found).__name__}"
+        raise UsageError(f"no path says where the port is written, got {given}", where="output", next=hint)
+    return Path(found), example_inputs
 
 
 def write_canonical(

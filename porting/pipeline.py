@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import GRAPH, canonical_graph, precision_of, require_path, write_canonical
+from porting.conversion import GRAPH, canonical_graph, output_and_examples, precision_of, write_canonical
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable
 from porting.inputs import paths_of
@@ -26,10 +26,11 @@ from porting.verdict import Verdict
 
 def port(
     source: Any,
-    output: str | Path,
+    output_or_examples: Any = None,
     target: str = "cpu",
     precision: str | None = None,
     *,
+    output: str | Path | None = None,
     against: str | Path | None = None,
     device: str = "cpu",
     inputs: str | Path | Sequence[str | Path] | None = None,
@@ -41,9 +42,9 @@ def port(
     state: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
 ) -> Verdict:
-    """Convert `source` into a port at `output`, compare it with a reference, and write the evidence into it.
+    """Convert `source` into a port, compare it with a reference, and write the evidence into it.
 
-    source:  as `porting.convert` takes it; so are `example_inputs`, `dynamic`, `state` and `allow_pickle`
+    source:  as `porting.convert` takes it; so are `output_or_examples`, `output`, `example_inputs`, `dynamic`, `state`, `allow_pickle`
     against: a golden; the original when left out (transformers for a checkpoint, else the untouched file or module itself)
     inputs:  .npz files to validate on, in place of the built-in or generated inputs
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
@@ -51,8 +52,8 @@ def port(
     """
     start = time.perf_counter()
     wanted = find_target(target)
-    require_path(output)
-    require_free(Path(output), force)
+    destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
+    require_free(destination, force)
     require_usable(device)
     files = paths_of(inputs)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
@@ -67,7 +68,7 @@ def port(
         with progress(f"reference: {judgement.description}", 1, unit="runs") as advance:
             judgement.prepare()
             advance(1)
-        made = write_canonical(canonical, Path(output), wanted, chosen, weights=weights, force=force, progress=progress)
+        made = write_canonical(canonical, destination, wanted, chosen, weights=weights, force=force, progress=progress)
         verdict = judgement.judge(made, device, command="port", progress=progress)
         details = {
             **verdict.details,

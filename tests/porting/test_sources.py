@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,12 +115,35 @@ def test_any_text_is_an_input_or_a_usage_error(text: str) -> None:
         parse_input(text)
 
 
-def test_inputs_in_the_place_of_the_output_are_told_apart() -> None:
+def test_inputs_of_a_module_may_stand_in_the_second_place(tmp_path: Path) -> None:
+    import porting
+
+    net, x = torch.nn.Linear(3, 2).eval(), torch.ones(2, 3)
+    free = {"input": {0: "batch"}}
+    for i, examples in enumerate(((x,), {"input": x}, [(x,), (torch.ones(3, 3),)], x)):
+        made = porting.convert(net, examples, dynamic=free, output=tmp_path / str(i))
+        assert made.path == tmp_path / str(i) and made.manifest["config"]["inputs"] == ["input: float32[batch, 3]"]
+    assert porting.port(net, (x,), dynamic=free, output=tmp_path / "judged").ok
+    assert porting.convert(net, output=tmp_path / "named", example_inputs=(x,)).path == tmp_path / "named"
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        (((torch.ones(2),),), {"dynamic": {}}, "no path says where the port is written, got nothing"),
+        ((), {}, "no path says where the port is written, got nothing"),
+        (((torch.ones(2),),), {"output": 3}, "no path says where the port is written, got a int"),
+        (("a.port",), {"output": "b.port"}, "two places where the port is written: a.port and b.port"),
+        (((torch.ones(2),),), {"output": "a.port", "example_inputs": (torch.ones(2),)}, "inputs of the module are given twice"),
+    ],
+)
+def test_an_output_that_is_missing_or_named_twice(args: tuple[Any, ...], options: dict[str, Any], message: str) -> None:
     import porting
 
     for function in (porting.convert, porting.port):
-        with pytest.raises(UsageError, match="where the port is written, got a tuple"):
-            function(torch.nn.ReLU().eval(), (torch.ones(2),), dynamic={})
+        with pytest.raises(UsageError, match=message) as caught:
+            function(torch.nn.ReLU().eval(), *args, **options)
+        assert 'porting.convert(module, example_inputs, output="net.port")' in caught.value.next
 
 
 def test_state_pairs() -> None:
