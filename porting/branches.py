@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx
 
 from porting.onnx_facts import Conditional, conditionals, force
 from porting.port_folder import MODEL, Port
+from porting.scratch import ScratchFolder
 from porting.types import Program
 from porting.verdict import Check, printable
 
@@ -84,7 +84,7 @@ class ForcedPort:
 
     def __init__(self, port: Port) -> None:
         self._port = port
-        self._temporary = tempfile.TemporaryDirectory(prefix="porting-")
+        self._temporary = ScratchFolder()
         self._folder = Path(self._temporary.name)
         self._count = 0
         for entry in port.manifest["files"]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from porting.branches import Branch, ForcedPort, conditionals_of, folded, folded_check, unreached
 from porting.errors import InputError, RuntimeFailed
@@ -33,6 +35,7 @@ BOUND = (
     f"(u sqrt(n) for sums of n terms; Parker 1997, Higham & Mary 2019), root mean square of {NOISE_RUNS} runs"
 )
 # TIGHT: ill-conditioned, and yet as near as roundings leave a well-conditioned graph; UNDECIDED: ill-conditioned, and not as near
+REPEATS = 4  # of a run that has to give the same bits
 FAIL, PASS, TIGHT, UNDECIDED = "fail", "pass", "tight", "undecided"
 
 
@@ -85,6 +88,8 @@ def judge_graph(
             checks = [placement_check(runs.session), _interface_check(port, recorded)]
             measured = _measured(port, runs, recorded, checks)
             ran_on = str(runs.session.device)
+            if ran_on.partition(":")[0] == "cpu":  # atomic sums of a GPU may come in any order
+                checks.append(_again_check(runs, recorded[0].run))
         advance(1)
     gone = folded_check(reference.conditionals, ifs)
     by_values, by_sizes = unreached(reference.conditionals, ifs, [one.run.forced for one in recorded])
@@ -163,6 +168,26 @@ def _interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:
     differing = sorted((needs - takes) | (takes - needs - set(program.defaults)) | (wanted ^ gives))
     where = printable(", ".join(differing[:5])) if differing else f"{len(takes)} inputs, {len(gives)} outputs"
     return Check.equal("inputs and outputs that only one side has", len(differing), 0, where)
+
+
+def _again_check(runs: PortRuns, run: Run) -> Check:
+    """The same bits each time: threads that race show here, however small the difference."""
+    differing, where = 0, f"{REPEATS} runs on the same inputs"
+    with suppress(InputError, RuntimeFailed):  # what it refuses is a failed check already
+        first = runs.outputs(run)[0]
+        for _ in range(REPEATS - 1):
+            for name, array in runs.outputs(run)[0].items():
+                count = _differing(first[name], array)
+                if count:
+                    differing, where = differing + count, f"{run.name}: {name}"
+    return Check.equal("elements that differ when it runs again", differing, 0, printable(where))
+
+
+def _differing(a: np.ndarray, b: np.ndarray) -> int:
+    """Elements that differ, NaN being equal to NaN; all where the shapes do."""
+    if a.shape != b.shape:
+        return max(a.size, b.size, 1)
+    return int(np.count_nonzero((a != b) & ~((a != a) & (b != b))))
 
 
 def _unreached_check(branches: Sequence[Branch]) -> Check:

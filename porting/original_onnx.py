@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,8 @@ def open_untouched(model: str | bytes, folder: Path, optimised: bool = False) ->
         options.graph_optimization_level = level
         options.use_deterministic_compute = True
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimised and _scatters(model):
+            options.intra_op_num_threads = 1  # with more, sums lack terms: see converters/passes/scatter_nd_in_order.py
         if isinstance(model, bytes):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
@@ -143,6 +147,18 @@ def open_untouched(model: str | bytes, folder: Path, optimised: bool = False) ->
             if (how, level) == wanted[-1]:
                 raise translated(error, WHERE, "prepare") from error
     raise AssertionError("unreachable")
+
+
+def _scatters(model: str | bytes) -> bool:
+    """Whether a ScatterND may be in a file or message: by its bytes, for which nothing has to be parsed or read into memory."""
+    if isinstance(model, bytes):
+        return b"ScatterND" in model
+    with open(model, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return mapped.find(b"ScatterND") >= 0
 
 
 def _in_our_words(error: Exception) -> Exception:

@@ -11,12 +11,14 @@ from porting.types import Graph
 from .attention_to_gqa import attention_to_gqa
 from .linear_to_fused import linear_to_fused
 from .quantize_linear import SCHEMES, quantize_linear, require_quantized
+from .scatter_nd_in_order import scatter_nd_in_order
 
 Pass = Callable[[Graph], tuple[Graph, int]]
 
 
 ONNXRUNTIME: dict[str, Sequence[tuple[str, Pass]]] = {
     "fp32": (
+        ("scatter_nd_in_order", scatter_nd_in_order),  # of graphs from elsewhere
         ("attention_to_gqa", attention_to_gqa),
         ("linear_to_fused", linear_to_fused),  # last: it hides the MatMul that quantisation looks for
     ),

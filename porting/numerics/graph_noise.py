@@ -177,6 +177,8 @@ _CENTRING = frozenset(
     ]
 )
 
+_SCATTERS = frozenset(("ScatterElements", "ScatterND"))  # exact unless they add or multiply
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[int, Shape | None]]  # name -> (element type, shape where it is known)
 
@@ -232,10 +234,11 @@ class _Injector:
                     self.shapes.setdefault(tensor.name, tuple(tensor.dims))
                 self.into(body)
             inner, size = self._inner(node), self._outer(node)
-            source, kind = (node.input[0], self.types.get(node.input[0], (0, None))[0]) if inner else ("", 0)
+            place = 2 if node.op_type in _SCATTERS else 0  # of the terms
+            source, kind = (node.input[place], self.types.get(node.input[place], (0, None))[0]) if inner else ("", 0)
             if kind in ROUNDING and source not in self.structural:
-                node.input[0] = f"{source}/into/{self.count}"
-                nodes += self._off(source, node.input[0], kind, inner, False)
+                node.input[place] = f"{source}/into/{self.count}"
+                nodes += self._off(source, node.input[place], kind, inner, False)
             nodes.append(node)
             for position, name in enumerate(node.output if size else ()):
                 kind = self.types.get(name, (0, None))[0]
@@ -250,13 +253,13 @@ class _Injector:
         if node.op_type in _CENTRING:
             return 1.0
         terms = summed(node, self.shapes)
-        return math.sqrt(terms) if terms > 1 and node.op_type not in EXACT else 0.0
+        return math.sqrt(terms) if terms > 1 and not _exact(node) else 0.0
 
     def _outer(self, node: onnx.NodeProto) -> float:
         """Errors of the results, in units of u; 0 for what rounds nothing."""
         if node.op_type == "Cast":
             return self._narrowing(node)
-        if node.op_type in EXACT:
+        if _exact(node):
             return 0.0
         return ELEMENTARY if node.op_type in _ELEMENTARY else 1.0
 
@@ -332,6 +335,14 @@ class _Injector:
         yield node("Cast", ["scaled"], "", to=kind)
 
 
+def _exact(node: onnx.NodeProto) -> bool:
+    return node.op_type in EXACT and not (node.op_type in _SCATTERS and _text(node, "reduction") in ("add", "mul"))
+
+
+def _text(node: onnx.NodeProto, name: str) -> str:
+    return next((a.s.decode() for a in node.attribute if a.name == name), "")
+
+
 # --- how many terms an operator sums ----------------------------------------------------------------------------------
 
 
@@ -363,6 +374,13 @@ def _kernel(node: onnx.NodeProto, inputs: list[Shape], shapes: Mapping[str, Shap
     return math.prod(next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), []))
 
 
+def _scattered(node: onnx.NodeProto, inputs: list[Shape], shapes: Mapping[str, Shape]) -> int:
+    """At most: every row onto one place."""
+    if node.op_type == "ScatterND":
+        return math.prod(inputs[1][:-1])
+    return inputs[1][_attribute(node, "axis", 0)]
+
+
 # sums of integers (MatMulInteger, DynamicQuantizeLSTM) are exact
 _SUMS: Mapping[str, Callable[[onnx.NodeProto, list[Shape], Mapping[str, Shape]], float]] = {
     **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm"), _matrix),
@@ -376,6 +394,7 @@ _SUMS: Mapping[str, Callable[[onnx.NodeProto, list[Shape], Mapping[str, Shape]],
     "Einsum": lambda node, inputs, shapes: max(max(shape) for shape in inputs),
     "CumSum": lambda node, inputs, shapes: max(inputs[0]),
     **dict.fromkeys(("DFT", "STFT"), lambda node, inputs, shapes: max(inputs[0])),
+    **dict.fromkeys(_SCATTERS, _scattered),
     **dict.fromkeys(("Sum", "Mean"), lambda node, inputs, shapes: len(inputs)),
 }
 

@@ -32,7 +32,9 @@ MODELS = {
     ),
     "qwen3, biases": ("Qwen3ForCausalLM", {"attention_bias": True}),
 }
-STEPS = [(precision, position) for precision, table in ONNXRUNTIME.items() for position in range(len(table))]
+# test_scatter_nd.py has the pass that finds nothing in a decoder
+OF_DECODERS = {p: [step for step in table if step[0] != "scatter_nd_in_order"] for p, table in ONNXRUNTIME.items()}
+STEPS = [(precision, position) for precision, table in OF_DECODERS.items() for position in range(len(table))]
 REORDERED = BOUND  # attention_to_gqa and linear_to_fused sum the same float32 numbers in another order
 
 
@@ -49,9 +51,9 @@ def canonical(model: str = "mistral") -> Graph:
 def step_of(model: str, precision: str, position: int) -> tuple[Graph, Callable[[Graph], tuple[Graph, int]]]:
     """A pass of the table, and the graph that the passes before it make."""
     graph = canonical(model)
-    for _, run in ONNXRUNTIME[precision][:position]:
+    for _, run in OF_DECODERS[precision][:position]:
         graph, _ = run(graph)
-    return graph, ONNXRUNTIME[precision][position][1]
+    return graph, OF_DECODERS[precision][position][1]
 
 
 def kinds(graph: Graph) -> Counter:
@@ -60,7 +62,7 @@ def kinds(graph: Graph) -> Counter:
 
 def each_step(test):
     test = pytest.mark.parametrize("model", MODELS)(test)
-    return pytest.mark.parametrize(("precision", "position"), STEPS, ids=[f"{p}-{ONNXRUNTIME[p][i][0]}" for p, i in STEPS])(
+    return pytest.mark.parametrize(("precision", "position"), STEPS, ids=[f"{p}-{OF_DECODERS[p][i][0]}" for p, i in STEPS])(
         test
     )
 
@@ -164,7 +166,7 @@ def outputs(graph: Graph) -> np.ndarray:
 def test_outputs_agree_before_and_after(model, precision, position):
     graph, run = step_of(model, precision, position)
     after, _ = run(graph)
-    if "quantize" in ONNXRUNTIME[precision][position][0]:
+    if "quantize" in OF_DECODERS[precision][position][0]:
         before, after = outputs(canonical_graph(rounded(model, precision)).graph), with_exact_activations(after)
         assert np.abs(before - outputs(graph)).max() > 100 * REORDERED, "rounding the weights should show at all"
     else:
@@ -178,7 +180,7 @@ def test_what_each_table_makes_of_a_decoder(model):
     assert kinds(canonical(model))[("", "MatMul")] == linears
     for precision, fused in (("fp32", "FusedMatMul"), ("int8", "MatMulNBits"), ("int4", "MatMulNBits")):
         graph, applied = lower(canonical(model), "cpu", precision)
-        assert [step["changes"] for step in applied] == [2, linears]
+        assert [s["changes"] for s in applied if s["name"] != "scatter_nd_in_order"] == [2, linears]
         made = kinds(graph)
         assert made[("com.microsoft", "GroupQueryAttention")] == 2
         assert made[("com.microsoft", fused)] == linears
