@@ -108,8 +108,8 @@ def capture(function: Any, plan: CallPlan, tensors: Mapping[str, torch.Tensor], 
     return captured
 
 
-def require_unbounded(program: Any, what: str) -> None:
-    """raises: UnsupportedModel for a program that holds only up to some size, which its graph would not say"""
+def bounds_of(program: Any) -> dict[str, int]:
+    """torch's name of a free size of the inputs -> the largest for which the program holds, where there is one."""
     values = [
         node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and hasattr(node.meta.get("val"), "shape")
     ]
@@ -117,10 +117,16 @@ def require_unbounded(program: Any, what: str) -> None:
     free = {
         str(s) for value in values for size in value.shape if not isinstance(size, int) for s in size.node.expr.free_symbols
     }
-    bounds = [r.upper for symbol, r in program.range_constraints.items() if str(symbol) in free and r.upper < UNLIMITED]
+    ranges = program.range_constraints.items()
+    return {str(symbol): int(r.upper) for symbol, r in ranges if str(symbol) in free and r.upper < UNLIMITED}
+
+
+def require_unbounded(program: Any, what: str) -> None:
+    """raises: UnsupportedModel for a program that holds only up to some size, where the user's code decided so"""
+    bounds = bounds_of(program).values()
     if bounds:
         raise UnsupportedModel(
-            f"{what} computes something else, or nothing, where a free size is above {int(min(bounds))}: a graph would not stop there",
+            f"{what} computes something else, or nothing, where a free size is above {min(bounds)}: a graph would not stop there",
             where="forward",
             next="fix that size (leave it out of the free ones), or write that part without a Python decision on the size",
         )

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from porting.errors import InputError, UnsupportedModel, UsageError
 from porting.scratch import ScratchFolder
-from porting.types import TensorSpec
+from porting.types import Limit, TensorSpec
 
 from .torch_calls import CallPlan, Slot, array_from_tensor, tensor_from_array
-from .torch_capture import Captured, require_unbounded
+from .torch_capture import Captured, Dynamic, bounds_of
 from .torch_checks import require_deterministic
 from .torch_export import require_translated
 from .torch_factory import require_torch
@@ -160,6 +160,7 @@ def _open_program(
             facts=facts_of(exported, plan, free, None),
             accounting=accounting_of(module, exported, None),
             state=state,
+            limits=_limits(program, plan, free, path),
         )
     except BaseException:
         folder.cleanup()
@@ -277,6 +278,31 @@ def _values(program: Any, plan: CallPlan) -> dict[str, Any]:
     return {name: values[name] for name in plan.names}
 
 
+def _limits(program: Any, plan: CallPlan, free: Dynamic, path: Path) -> dict[str, Limit]:
+    """How long inputs may be, by the bounds that the program was exported with: one axis of an input for each.
+
+    raises: UnsupportedModel for a bound that no input can carry
+    """
+    bounds = bounds_of(program)
+    places: dict[str, list[tuple[str, int]]] = {symbol: [] for symbol in bounds}
+    for name, value in _values(program, plan).items():
+        for axis, size in enumerate(value.shape):
+            if str(size) in places:
+                places[str(size)].append((name, axis))
+    limits: dict[str, Limit] = {}
+    for symbol in sorted(bounds, key=lambda symbol: len(places[symbol])):  # those first that have least choice
+        left = [(name, axis) for name, axis in places[symbol] if name not in limits]
+        if not left:
+            raise UnsupportedModel(
+                f"{path.name} holds for a size of at most {bounds[symbol]} ({symbol}), and no input is left to carry that bound: one each",
+                where=str(path),
+                next="export it without that bound: torch.export.Dim(name) without max, or torch.export.Dim.AUTO",
+            )
+        name, axis = left[0]
+        limits[name] = Limit(axis, bounds[symbol], None, f"{free[name][axis]} of {path.name} was exported with that bound")
+    return limits
+
+
 def _named_sizes(
     program: Any, plan: CallPlan, specs: Sequence[TensorSpec], dynamic: DynamicSizes | None
 ) -> tuple[Captured, dict[str, dict[int, str]]]:
@@ -288,7 +314,6 @@ def _named_sizes(
         pairs = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
         wanted.setdefault(name, {}).update({axis: label for axis, label in pairs if label is not None})
     values = _values(program, plan)
-    require_unbounded(program, "the program")
     captured = Captured(program)
     for name, named in wanted.items():
         for axis, label in named.items():

@@ -6,6 +6,7 @@ The module is checked and run in eager mode, exported to an .onnx file in a temp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from porting.errors import InputError, UsageError, nearest
 from porting.scratch import ScratchFolder
-from porting.types import Graph, TensorSpec
+from porting.types import Graph, Limit, TensorSpec
 
 from .torch_calls import CallPlan, array_from_tensor, tensor_from_array, unique
 from .torch_capture import Dynamic
@@ -94,6 +95,7 @@ class TorchSource:
         facts: Mapping[str, Any],
         accounting: Mapping[str, Any],
         state: Mapping[str, str] | None,
+        limits: Mapping[str, Limit] | None = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         from .checkpoints.onnx_file import OnnxFile
@@ -102,6 +104,7 @@ class TorchSource:
         self._function, self._plan, self._outputs = function, plan, outputs
         self._files, self._accounting, self._folder, self._on_close = tuple(files), accounting, folder, on_close
         self._examples = [{n: array_from_tensor(t) for n, t in example.items()} for example in examples]
+        self._limits = dict(limits or {})
         self._file = OnnxFile(exported.path, examples=self._examples, state=dict(state or {}))
 
     @property
@@ -130,8 +133,8 @@ class TorchSource:
         return self._file.onnx_path
 
     def graph(self) -> Graph:
-        """What the exporter made."""
-        return self._file.graph()
+        """What the exporter made, with the sizes up to which it holds."""
+        return replace(self._file.graph(), limits=self._limits)
 
     def accounting(self) -> Mapping[str, Any]:
         """{"used", "dropped", "parameters"}: of the weights file where there is one, else of the module's state dict."""
