@@ -17,7 +17,7 @@ from porting.errors import InputError
 from porting.feed_values import GENERATOR, symbols
 from porting.feeds import Recipe, feeds_hash
 from porting.golden_file import INPUT_DTYPES, MAX_ELEMENTS, array_content, array_from, sketch_content, sketch_from, texts_from
-from porting.graph_outputs import Difference, Expected, ExpectedArray, compressed, misfit
+from porting.graph_outputs import Difference, Expected, ExpectedArray, compressed, is_exact, misfit
 from porting.graph_reference import ILL_CONDITIONED, SLACK, Small
 from porting.graph_runs import Part
 from porting.numerics.sketch import Sketch, estimate_difference, sketch
@@ -26,6 +26,7 @@ from porting.types import TensorSpec
 from porting.verdict import printable
 
 SMALL_BYTES = 64 << 10  # of all inputs of a case; above, generated ones are kept as their recipe
+KEPT_ELEMENTS = 2048  # of a float output that is kept whole: about as many bytes as five sketches
 MOST = 1 << 20  # of runs, steps, Ifs: far above any model, and little enough to refuse a file that means harm
 
 
@@ -41,11 +42,16 @@ class ExpectedSketch:
         problem = misfit(self.kept.shape, self.kept.dtype, array)
         if problem:
             return Difference(math.inf, name, problem)
-        return Difference(estimate_difference(self.kept, array).rel_l2_high, name)
+        return _estimated(name, self.kept, array)
 
     def compare_small(self, name: str, array: np.ndarray, scale: float) -> Difference:
         assert self.small is not None
-        return Difference(estimate_difference(self.small, compressed(array, scale)).rel_l2_high, name)
+        return _estimated(name, self.small, compressed(array, scale))
+
+
+def _estimated(name: str, kept: Sketch, array: np.ndarray) -> Difference:
+    found = estimate_difference(kept, array)
+    return Difference(found.rel_l2_high, name, least=found.rel_l2_low)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ def kept_of(expected: Expected, small: Small | None) -> Expected:
         return expected
     array = expected.array
     if not expected.exact and array.size and np.isfinite(array.astype(np.float64)).any():
+        if array.size <= KEPT_ELEMENTS and str(array.dtype) in INPUT_DTYPES:
+            return expected
         return ExpectedSketch(sketch(array), None if small is None else sketch(compressed(array, small.scale)))
     unstable = 0 if expected.unstable is None else int(expected.unstable.sum())
     return ExpectedHash(str(array.dtype), array.shape, feeds_hash(array), unstable)
@@ -111,15 +119,22 @@ def case_content(feeds: Mapping[str, Any], recipe: Recipe | None) -> dict[str, A
 def output_content(expected: Expected, noise: float | None, small: Small | None) -> dict[str, Any]:
     kept = expected if isinstance(expected, ExpectedSketch) else None
     exact = expected if isinstance(expected, ExpectedHash) else None
+    array = expected.array if isinstance(expected, ExpectedArray) else None
+    of_small = kept.small if kept is not None else None
     return {
+        "array": None if array is None else array_content(array, "an output"),
         "sketch": None if kept is None else sketch_content(kept.kept),
         "exact": None
         if exact is None
         else {"dtype": exact.dtype, "shape": list(exact.shape), "sha256": exact.sha256, "unstable": exact.unstable},
         "noise": None if noise is None else repr(float(noise)),
         "small": None
-        if small is None or kept is None or kept.small is None
-        else {"scale": repr(small.scale), "noise": repr(small.noise), "sketch": sketch_content(kept.small)},
+        if small is None
+        else {
+            "scale": repr(small.scale),
+            "noise": repr(small.noise),
+            "sketch": None if of_small is None else sketch_content(of_small),
+        },
     }
 
 
@@ -228,19 +243,24 @@ def part_from(step: Mapping[str, Any], cases: Mapping[str, Mapping[str, Any]], w
 
 
 def output_from(value: Any, where: str) -> tuple[Expected, float | None, Small | None]:
-    value = object_with(value, ("sketch", "exact", "noise", "small"), where)
+    value = object_with(value, ("array", "sketch", "exact", "noise", "small"), where)
     noise = None if value["noise"] is None else _number(value["noise"], where)
-    if (value["sketch"] is None) == (value["exact"] is None):
-        raise InputError("expected either a sketch or a hash", where=where)
+    if sum(value[kind] is not None for kind in ("array", "sketch", "exact")) != 1:
+        raise InputError("expected an array, a sketch or a hash", where=where)
+    small, of_small = (None, None) if value["small"] is None else _small_from(value["small"], where)
+    if (of_small is not None) != (small is not None and value["sketch"] is not None):
+        raise InputError("small elements are sketched where the output is, and nowhere else", where=where)
+    if value["array"] is not None:
+        array = array_from(value["array"], where)
+        if array.size > KEPT_ELEMENTS or is_exact(array.dtype) or not np.isfinite(array).any():
+            raise InputError(f"an output of {array.size} elements of {array.dtype} is not kept whole", where=where)
+        return ExpectedArray(array), noise, small
     if value["sketch"] is not None:
-        kept, small, of_small = sketch_from(value["sketch"], where), None, None
-        if value["small"] is not None:
-            listed = object_with(value["small"], ("scale", "noise", "sketch"), where)
-            small, of_small = _small_from(listed, where), sketch_from(listed["sketch"], where)
-            if of_small.shape != kept.shape:
-                raise InputError(f"sketches of {list(kept.shape)} and of {list(of_small.shape)}", where=where)
+        kept = sketch_from(value["sketch"], where)
+        if of_small is not None and of_small.shape != kept.shape:
+            raise InputError(f"sketches of {list(kept.shape)} and of {list(of_small.shape)}", where=where)
         return ExpectedSketch(kept, of_small), noise, small
-    if value["small"] is not None:
+    if small is not None:
         raise InputError("small elements of an output that is exact", where=where)
     exact = object_with(value["exact"], ("dtype", "shape", "sha256", "unstable"), where)
     shape = shape_of(exact["shape"], MAX_ELEMENTS, where)
@@ -248,11 +268,12 @@ def output_from(value: Any, where: str) -> tuple[Expected, float | None, Small |
     return ExpectedHash(text(exact["dtype"], where), shape, text(exact["sha256"], where), unstable), noise, None
 
 
-def _small_from(value: Mapping[str, Any], where: str) -> Small:
+def _small_from(value: Any, where: str) -> tuple[Small, Sketch | None]:
+    value = object_with(value, ("scale", "noise", "sketch"), where)
     small = Small(_number(value["scale"], where), _number(value["noise"], where))
     if not 0 < small.scale < math.inf or SLACK * small.noise > ILL_CONDITIONED:
         raise InputError(f"a scale of {small.scale} with noise of {small.noise}", where=where)
-    return small
+    return small, None if value["sketch"] is None else sketch_from(value["sketch"], where)
 
 
 def conditional_from(value: Any) -> Conditional:

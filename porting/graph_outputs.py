@@ -20,12 +20,14 @@ class Difference:
     where:     the place of the largest
     problem:   why both cannot be compared, "" when they can
     undecided: why the difference may be there in a right port, "" when it may not
+    least:     of an estimate, whose value is the most that it may be, the least; None where the value is the difference itself
     """
 
     value: float
     where: str
     problem: str = ""
     undecided: str = ""
+    least: float | None = None
 
 
 class Expected(Protocol):

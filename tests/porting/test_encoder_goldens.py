@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_encoders import make_encoder
 
 import porting
-from porting import encoder_validation, fidelity
+from porting import encoder_validation, fidelity, graph_golden_parts
 from porting.conversion import convert
 from porting.encoder_validation import interval_check
 from porting.numerics.embedding_quality import EmbeddingLimit, cosine_distance, mean_distance
@@ -26,9 +26,13 @@ HIDDEN = "quality: mean cosine distance of last_hidden_state"
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("made")
     make_encoder(folder / "s", "BertModel", hidden_size=64, num_attention_heads=4)
-    porting.record(folder / "s", folder / "golden.json")
+    porting.record(folder / "s", folder / "kept.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_golden_parts, "KEPT_ELEMENTS", 0)  # sketches even of what is small
+        porting.record(folder / "s", folder / "golden.json")
     return {
         "source": folder / "s",
+        "kept": folder / "kept.json",
         "golden": folder / "golden.json",
         "port": convert(folder / "s", folder / "port", precision="int8").path,
     }
@@ -69,6 +73,15 @@ def test_an_undecided_distance_ends_in_3_and_says_what_decides(made: dict[str, P
     assert verdict.verdict == "error" and verdict.exit_code == 3
     assert "validate against the source" in verdict.line() and "95 %" in verdict.line()
     assert porting.validate(made["port"], made["source"]).ok
+
+
+def test_small_outputs_are_kept_whole_and_their_distance_is_exact(made: dict[str, Path]) -> None:
+    def distances(reference: Path) -> dict[str, Any]:
+        checks = porting.validate(made["port"], reference).checks  # of random weights, which int8 serves badly
+        return {c.name: c.value for c in checks if c.name.startswith("quality") and "last_hidden_state" not in c.name}
+
+    exact = distances(made["source"])
+    assert exact and distances(made["kept"]) == exact
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper
 import porting
 from porting.errors import InputError
 from porting.graph_golden import GraphGolden
+from porting.graph_golden_parts import ExpectedSketch
 from porting.graph_judgement import stretched
-from porting.graph_outputs import SCALES, WIDE, ExpectedArray, compressed, relative_error, small_scales
-from porting.graph_validation import judge_graph
+from porting.graph_outputs import SCALES, WIDE, Difference, ExpectedArray, compressed, relative_error, small_scales
+from porting.graph_validation import _decide, judge_graph
 from porting.onnx_facts import valued_names
 from porting.types import TensorSpec
 from tests.graph_models import (
@@ -235,3 +236,25 @@ def test_a_branch_that_the_users_inputs_do_not_reach_is_tried_on_generated_ones(
 def test_what_asks_for_a_size_that_values_decide_depends_on_values(nodes: list[onnx.NodeProto], valued: bool) -> None:
     proto = model(nodes, {"x": ["n"]}, {"size": ([1], TensorProto.INT64)}, [])
     assert ("size" in valued_names(proto.graph)) is valued
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "held"),
+    [(0.5e-4, 0.9e-4, "pass"), (0.5e-4, 1.1e-4, "undecided"), (1.1e-4, 2e-4, "fail"), (None, 1.1e-4, "fail")],
+)
+def test_an_estimate_decides_where_both_its_ends_do(least: float | None, most: float, held: str) -> None:
+    found = Difference(most, "y", least=least)
+    assert _decide(False, found, 1e-4, 0.0) == (held, 1e-4)
+
+
+def test_an_estimate_astride_the_bound_ends_in_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = golden_reference(reference_of(tmp_path, wide()), tmp_path)
+    port = port_of(tmp_path, wide())
+    monkeypatch.setattr(ExpectedSketch, "compare", lambda self, name, array: Difference(1.0, name, least=1e-9))
+    verdict = judge_graph(port, golden, "cpu")
+    assert verdict.verdict == "error" and "the golden keeps a sketch, by which it is 1.0e-09 to 1.0e+00" in verdict.reason
+
+
+def wide() -> onnx.ModelProto:
+    """More elements than a golden keeps whole."""
+    return model([node("MatMul", "x w", "y")], {"x": ["batch", 16]}, {"y": ["batch", 3000]}, [weight("w", 16, 3000)])
