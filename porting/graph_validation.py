@@ -36,7 +36,8 @@ BOUND = (
 )
 # TIGHT: ill-conditioned, and yet as near as roundings leave a well-conditioned graph; UNDECIDED: ill-conditioned, and not as near
 REPEATS = 4  # of a run that has to give the same bits
-FAIL, PASS, TIGHT, UNDECIDED = "fail", "pass", "tight", "undecided"
+# OPEN: a golden's sketch does not tell on which side of the bound it is
+FAIL, PASS, TIGHT, UNDECIDED, OPEN = "fail", "pass", "tight", "undecided", "open"
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Measured:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """What speaks for all runs of an output: a failure, else what was decided by the bound, else what could not be decided."""
+        """What speaks for all runs of an output: a failure, else what a golden leaves open, what was decided by the bound, else what could not be decided."""
         share = self.found.value / self.bound if self.bound else self.found.value
-        return (TIGHT, UNDECIDED, PASS, FAIL).index(self.verdict), math.inf if math.isnan(share) else share
+        return (TIGHT, UNDECIDED, PASS, OPEN, FAIL).index(self.verdict), math.inf if math.isnan(share) else share
 
 
 def judge_graph(
@@ -94,7 +95,7 @@ def judge_graph(
     gone = folded_check(reference.conditionals, ifs)
     by_values, by_sizes = unreached(reference.conditionals, ifs, [one.run.forced for one in recorded])
     checks += [*([gone] if gone else []), *([_unreached_check(by_values)] if by_values else []), *_checks(measured), *more]
-    undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED and m.bound > ILL_CONDITIONED]
+    undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED]
     return Verdict.from_checks(
         command,
         checks,
@@ -248,7 +249,7 @@ def _held(found: Difference, bound: float) -> str:
     """Of an estimate both ends have to be on one side of the bound."""
     if found.value <= bound:
         return PASS
-    return UNDECIDED if found.least is not None and found.least <= bound else FAIL
+    return OPEN if found.least is not None and found.least <= bound else FAIL
 
 
 def _tight(port: Port, recorded: Sequence[Recorded]) -> float:
@@ -282,11 +283,11 @@ def _check(worst: Measured) -> Check:
     if worst.exact:
         return Check.equal(f"{worst.group}elements of {worst.output} that differ", found.value, 0, where)
     name = f"{worst.group}relative error of {worst.what or worst.output}"
-    if worst.verdict == UNDECIDED:
+    if worst.verdict in (UNDECIDED, OPEN):
         why = (
             f"ill-conditioned: on these inputs roundings alone move this output by up to {worst.bound:.1e}, and a wrong port would not "
             "show; use other inputs"
-            if worst.bound > ILL_CONDITIONED
+            if worst.verdict == UNDECIDED
             else f"the golden keeps a sketch, by which it is {found.least:.1e} to {found.value:.1e}; validate against the source"
         )
         return Check(name, "error", found.value, worst.bound, where, why)

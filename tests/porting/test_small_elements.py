@@ -240,7 +240,7 @@ def test_what_asks_for_a_size_that_values_decide_depends_on_values(nodes: list[o
 
 @pytest.mark.parametrize(
     ("least", "most", "held"),
-    [(0.5e-4, 0.9e-4, "pass"), (0.5e-4, 1.1e-4, "undecided"), (1.1e-4, 2e-4, "fail"), (None, 1.1e-4, "fail")],
+    [(0.5e-4, 0.9e-4, "pass"), (0.5e-4, 1.1e-4, "open"), (1.1e-4, 2e-4, "fail"), (None, 1.1e-4, "fail")],
 )
 def test_an_estimate_decides_where_both_its_ends_do(least: float | None, most: float, held: str) -> None:
     found = Difference(most, "y", least=least)
