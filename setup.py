@@ -42,7 +42,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=packages,
     package_dir=CODE_FOLDERS,
-    package_data={"porting": ["py.typed", "*.json", "numerics/*.json"]},
+    package_data={"porting": ["py.typed", "*.json", "numerics/*.json", "ascend/data/*"]},
     install_requires=BASE,
     extras_require={
         # one of the next three in an environment, never two: all own the folder onnxruntime/
