@@ -70,17 +70,15 @@ def command(
     }
     result |= {"tensors_used": len(m["tensors"]["used"]), "tensors_dropped": m["tensors"]["dropped"], "weights": m["weights"]}
     result["passes"] = m["passes"]
-    result |= missing_weights(port) | constant_inputs(port)
+    said = missing_weights(port) | constant_inputs(port)
+    result |= said
     held = m["weights"]
     lines = [
         f"wrote {port.path}: {m['architecture']} for {m['target']} in {m['precision']}",
         f"  tensors  {len(m['tensors']['used'])} used, {len(m['tensors']['dropped'])} dropped",
         f"  weights  {options.size(held['written_bytes'])} written, {options.size(held['linked_bytes'])} linked",
-        *[
-            f"  NOT in the weights file, left as the factory made it: {name}"
-            for name in missing_weights(port).get("weights_missing", [])
-        ],
-        *[f"  a constant of the port, no input: {name}" for name in constant_inputs(port).get("constant_inputs", [])],
+        *[f"  NOT in the weights file, left as the factory made it: {name}" for name in said.get("weights_missing", [])],
+        *[f"  a constant of the port, no input: {name}" for name in said.get("constant_inputs", [])],
         *[f"  not linked: {name}: {reason}" for name, reason in held["not_linked"].items()],
         f"  next: porting validate {port.path} {source.reference(weights_file)}",
     ]
