@@ -29,7 +29,9 @@ GENERATIONS: Mapping[str, tuple[str, bool | None, bool | None]] = {
 }
 NOTES: Mapping[str, tuple[str, ...]] = {
     "Ascend310": ("the SoC files of recent CANN have no Ascend310: it seems to be dropped there",),
-    "Ascend310B": ("310B: ATC's documents and the list of its matrix unit name bf16, its SoC file has no flag for it: unknown",),
+    "Ascend310B": (
+        "310B: ATC's documents and the list of its matrix unit name bf16, its SoC file has no flag for it: unknown",
+    ),
     "Ascend350": ("Ascend350 has the architecture of 950 (3510); which product it is, is uncertain",),
 }
 UNKNOWN_CHIP = ("this chip has a SoC file and no documents that were read: what its unit computes in is unknown",)
