@@ -21,6 +21,7 @@ _PUBLIC = {
     "port": "porting.pipeline",
     "convert": "porting.conversion",
     "plan": "porting.forecast",
+    "check": "porting.ascend.checking",
     "inspect": "porting.inspection",
     "validate": "porting.validation",
     "record": "porting.recording",

@@ -233,15 +233,21 @@ def emit(result: dict[str, Any], as_json_: bool, text: str) -> None:
     write_out(json.dumps(result, indent=1, sort_keys=True) if as_json_ else harmless(text))
 
 
-def emit_verdict(verdict: Verdict, as_json_: bool, junit_path: Path | None) -> int:
-    """A verdict on stdout and in JUnit; returns the exit code, which cannot be dropped.
+def emit_verdict(
+    verdict: Verdict, as_json_: bool, junit_path: Path | None, more: Sequence[tuple[Path, Callable[[Verdict], bytes]]] = ()
+) -> int:
+    """A verdict on stdout, in JUnit and in whatever else it is to be written as; returns the exit code, which cannot be dropped.
 
-    A JUnit file that cannot be written is said after the verdict, and a pass then exits 2: the CI that asked for it has nothing.
+    A file that cannot be written is said after the verdict, and a pass then exits 2: the CI that asked for it has nothing.
     """
+    from porting.junit import to_junit
+    from porting.port_staging import os_errors
+
     unwritten: PortingError | None = None
-    if junit_path is not None:
+    for path, form in (*([(junit_path, to_junit)] if junit_path is not None else []), *more):
         try:
-            write_junit(verdict, junit_path)
+            with os_errors(path):
+                path.write_bytes(form(verdict))
         except PortingError as error:
             unwritten = error
     if as_json_:
@@ -256,21 +262,12 @@ def emit_verdict(verdict: Verdict, as_json_: bool, junit_path: Path | None) -> i
     return verdict.exit_code
 
 
-def write_junit(verdict: Verdict, path: Path) -> None:
-    """raises: InputError, OutOfResources"""
-    from porting.junit import to_junit
-    from porting.port_staging import os_errors
-
-    with os_errors(path):
-        path.write_bytes(to_junit(verdict))
-
-
-def require_junit(path: Path | None) -> None:
-    """Refuse a --junit that cannot be written, before the work. raises: UsageError, InputError"""
+def require_junit(path: Path | None, option: str = "--junit") -> None:
+    """Refuse a report that cannot be written, before the work. raises: UsageError, InputError"""
     if path is not None:
         from porting.outputs import require_writable
 
-        require_writable(path, "--junit")
+        require_writable(path, option)
 
 
 def write_out(text: str) -> None:

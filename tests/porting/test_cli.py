@@ -190,10 +190,10 @@ def test_a_junit_that_cannot_be_written_is_said_before_the_work(run: Run, folder
 def test_a_junit_that_fails_afterwards_keeps_the_verdict(
     run: Run, port: Port, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(verdict: object, path: Path) -> None:
-        raise OutOfResources("the disk is full", where=str(path))
+    def full(verdict: object) -> bytes:
+        raise OutOfResources("the disk is full", where="x.xml")
 
-    monkeypatch.setattr(commands.options, "write_junit", full)
+    monkeypatch.setattr("porting.junit.to_junit", full)
     code, out, err = run("validate", port.path, "--against", golden, "--junit", tmp_path / "x.xml", "--json")
     assert code == 4 and json.loads(out)["verdict"] == "pass" and "the disk is full" in err
     code, out, _ = run("validate", port.path, "--against", port.path, "--junit", tmp_path / "x.xml", "--json")
