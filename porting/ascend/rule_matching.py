@@ -84,7 +84,7 @@ def _values(wanted: Mapping[str, Any], values: Sequence[ValueFacts | None], kind
 
 
 def _inside(wanted: bool | Sequence[str], node: NodeFacts) -> Found:
-    hit = bool(node.inside) if wanted is True else any(op in wanted for op in node.inside)
+    hit = bool(node.inside) is wanted if isinstance(wanted, bool) else any(op in wanted for op in node.inside)
     return [f"inside {' in '.join(reversed(node.inside))}"] if hit else None
 
 

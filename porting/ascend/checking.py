@@ -1,0 +1,189 @@
+"""Will a model port to an Ascend SoC? Judged against documents and sources, on no device: what they refuse, what they get wrong, what mends it.
+
+The graph is judged twice, as it comes and as the passes leave it. What only the first shows is mended; what the second still shows blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from porting.ascend.graph_facts import GraphFacts, facts_of
+from porting.ascend.rules import Finding, judge
+from porting.ascend.soc import Soc, find_cann, find_soc
+from porting.ascend.work import share_of
+from porting.conversion import Canonical, canonical_graph
+from porting.errors import UsageError
+from porting.progress import silent
+from porting.sources import opened
+from porting.targets import Target, find_target
+from porting.types import Graph
+from porting.verdict import Check, Verdict, printable
+
+BLOCKING = ("refuses", "wrong")
+PORTABLE, REWRITTEN, BLOCKED = "portable", "portable after rewrites", "blocked"
+EVERY_VERSION = "no --cann: judged against sources of CANN 9.2 in development and documents of 8.0 to 9.1; a release may differ"
+NAMED = 5  # nodes that a check names
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A graph before and after the passes for Ascend, and what the sources say of both.
+
+    mended, blocking, noted: findings that the passes took away, that stand in the way, and that are only told
+    applied:                 the passes, as port.json lists them
+    """
+
+    soc: Soc
+    cann: str | None
+    precision: str
+    lowered: Graph
+    facts: GraphFacts
+    applied: Sequence[Mapping[str, Any]]
+    mended: Sequence[Finding]
+    blocking: Sequence[Finding]
+    noted: Sequence[Finding]
+
+    @property
+    def portability(self) -> str:
+        return BLOCKED if self.blocking else REWRITTEN if self.mended else PORTABLE
+
+
+def judged(graph: Graph, soc: Soc, cann: str | None = None, precision: str = "fp32") -> Judged:
+    """Judge a canonical graph, lower it, and judge what came out. No weight is read that no pass changes."""
+    from porting.converters.passes.ascend.tables import lower_for_ascend
+
+    before = judge(facts_of(graph), soc, cann, precision=precision)
+    lowered, applied = lower_for_ascend(graph)
+    facts = facts_of(lowered)
+    after = judge(facts, soc, cann, precision=precision)
+    left = {(f.rule.id, f.node) for f in after}
+    mended = [f for f in before if f.rule.effect in BLOCKING and (f.rule.id, f.node) not in left]
+    blocking = [f for f in after if f.rule.effect in BLOCKING]
+    noted = [f for f in after if f.rule.effect not in BLOCKING]
+    return Judged(soc, cann, precision, lowered, facts, applied, mended, blocking, noted)
+
+
+def check(
+    source: Any,
+    target: str = "ascend",
+    precision: str | None = None,
+    *,
+    cann: str | None = None,
+    progress: Any = silent,
+    **options: Any,
+) -> Verdict:
+    """Will it port? Nothing is written, and no device is needed.
+
+    source, options: as `porting.convert` takes them
+    cann:            the CANN release that it will be compiled with; every one that is known when left out
+    returns:         a verdict of level "static": details["portability"] is "portable", "portable after rewrites" or "blocked" (exit 1)
+    raises:          UsageError (no Ascend target, unknown release), and what reading the source raises
+    """
+    start = time.perf_counter()
+    wanted = ascend_target(target)
+    soc, release = find_soc(wanted.name), find_cann(cann)
+    chosen = precision or "fp32"
+    with opened(source, **options) as found, progress("check", 2, unit="steps") as advance:
+        canonical = canonical_graph(found)
+        advance(1)
+        result = judged(canonical.graph, soc, release, chosen)
+        advance(1)
+        name = source_name(canonical)
+    return Verdict.from_checks(
+        "check",
+        checks_of(result),
+        evidence_level="static",
+        reference="upstream",
+        source=name,
+        target=wanted.name,
+        device="none",
+        seconds=round(time.perf_counter() - start, 3),
+        details={"portability": result.portability, **details_of(result), "notes": [*wanted.notes, *soc.notes]},
+        not_shown="nothing ran on Ascend",
+    )
+
+
+def ascend_target(name: str) -> Target:
+    """raises: UsageError for a target that is none"""
+    wanted = find_target(name)
+    if wanted.kind != "ascend":
+        raise UsageError(
+            f"`check` judges what a vendor's compiler will say, and {wanted.name} has none",
+            where="--target",
+            next=f"`porting port SOURCE -o PORT --target {wanted.name}` converts and validates it right away",
+        )
+    return wanted
+
+
+def source_name(canonical: Canonical) -> str:
+    return Path(canonical.source.path).name or canonical.architecture
+
+
+def checks_of(result: Judged) -> list[Check]:
+    """One check for each rule that blocks, and one that says how many nodes were looked at."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in result.blocking:
+        by_rule.setdefault(finding.rule.id, []).append(finding)
+    checks = [_blocker(findings) for findings in by_rule.values()]
+    if not checks:
+        where = f"{len(result.facts.nodes)} nodes, {result.soc.name}, {'CANN ' + result.cann if result.cann else 'no CANN release given'}"
+        checks.append(Check.equal("nodes that these sources refuse or compute wrongly", 0, 0, where))
+    return checks
+
+
+def _blocker(findings: Sequence[Finding]) -> Check:
+    rule = findings[0].rule
+    code = f" ({rule.code})" if rule.code else ""
+    names = [printable(f.node or "the graph", 80) for f in findings[:NAMED]]
+    more = f" and {len(findings) - NAMED} more" if len(findings) > NAMED else ""
+    helps = f"rewritten by {rule.rewrite}, which cannot here" if rule.rewrite else rule.why
+    detail = f"{rule.says}; {helps}; {rule.confidence}: {rule.source}"
+    return Check(f"{rule.id}{code}: nodes", "fail", len(findings), 0, f"{', '.join(names)}{more}", detail)
+
+
+def details_of(result: Judged) -> dict[str, Any]:
+    """What the report lists: JSON types only."""
+    ai_cpu = {f.node for f in result.noted if f.rule.effect == "ai_cpu"}
+    nodes = [node for node in result.facts.nodes if node.name in ai_cpu]
+    return {
+        "soc": result.soc.name,
+        "family": result.soc.family,
+        "cann": result.cann,
+        "sources": EVERY_VERSION
+        if result.cann is None
+        else f"rules that hold for CANN {result.cann}, where a rule says since when",
+        "precision": result.precision,
+        "findings": [
+            finding_content(f, status)
+            for status, found in (("blocks", result.blocking), ("mended", result.mended), ("noted", result.noted))
+            for f in found
+        ],
+        "rewrites": dict(Counter(f.rule.rewrite or "lower_opset" for f in result.mended)),
+        "passes": [dict(one) for one in result.applied if one["changes"]],
+        "ai_cpu": {"nodes": sorted(ai_cpu), "share_of_multiplications": share_of(nodes, list(result.facts.nodes))},
+    }
+
+
+def finding_content(finding: Finding, status: str) -> dict[str, Any]:
+    rule = finding.rule
+    return {
+        "status": status,
+        "node": finding.node,
+        "op": finding.op,
+        "rule": rule.id,
+        "effect": rule.effect,
+        "code": rule.code,
+        "says": rule.says,
+        "detail": finding.detail,
+        "rewrite": rule.rewrite,
+        "why": rule.why,
+        "since": rule.since,
+        "until": rule.until,
+        "confidence": rule.confidence,
+        "source": rule.source,
+    }
