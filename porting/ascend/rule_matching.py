@@ -83,6 +83,10 @@ def _values(wanted: Mapping[str, Any], values: Sequence[ValueFacts | None], kind
     return found
 
 
+def _either(condition: Mapping[str, Any], node: NodeFacts) -> Found:
+    return _values({"any": condition}, tuple(v for v in (*node.inputs, *node.outputs) if v is not None and v.name), "value")
+
+
 def _inside(wanted: bool | Sequence[str], node: NodeFacts) -> Found:
     hit = bool(node.inside) is wanted if isinstance(wanted, bool) else any(op in wanted for op in node.inside)
     return [f"inside {' in '.join(reversed(node.inside))}"] if hit else None
@@ -108,6 +112,7 @@ _NODE_CHECKS: Mapping[str, Callable[[Any, NodeFacts], Found]] = {
     "attributes": _attributes,
     "inputs": _inputs,
     "outputs": _outputs,
+    "values": _either,
     "inside": _inside,
     "when": _when,
 }
@@ -120,6 +125,11 @@ NODE_KEYS = frozenset(_NODE_CHECKS) | {"op", "domain", "registered", "precision"
 def _imports(bounds: Sequence[int | None], facts: GraphFacts) -> Found:
     said = ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(facts.opsets.items()))
     return [said] if _within(len(facts.opsets), bounds) else None
+
+
+def _main_opset(bounds: Sequence[int | None], facts: GraphFacts) -> Found:
+    known = facts.opsets.get("")
+    return [f"opset {known}"] if known is not None and _within(known, bounds) else None
 
 
 def _ir_version(bounds: Sequence[int | None], facts: GraphFacts) -> Found:
@@ -163,6 +173,7 @@ def _graph_when(names: Sequence[str], facts: GraphFacts) -> Found:
 
 _GRAPH_CHECKS: Mapping[str, Callable[[Any, GraphFacts], Found]] = {
     "imports": _imports,
+    "opset": _main_opset,
     "ir_version": _ir_version,
     "functions": _functions,
     "external_keys": _external_keys,
@@ -203,16 +214,24 @@ def _rank(bounds: Sequence[int | None], value: ValueFacts) -> str | None:
 
 
 def _numbers(condition: Mapping[str, Any], value: ValueFacts) -> str | None:
-    if value.constant is None or value.constant.dtype.kind not in "biuf":
+    numbers = _plain(value)
+    if numbers is None:
         return None
-    numbers = value.constant.reshape(-1).tolist()
+    numbers = numbers.reshape(-1).tolist()
     return _short(numbers) if _number(condition, numbers) else None
 
 
 def _infinite(wanted: bool, value: ValueFacts) -> str | None:
-    if value.constant is None or value.constant.dtype.kind != "f":
+    numbers = _plain(value)
+    return "infinite" if numbers is not None and bool(np.isinf(numbers).any()) == wanted else None
+
+
+def _plain(value: ValueFacts) -> np.ndarray | None:
+    """The numbers of a small constant in a dtype of numpy's own; None for texts, complex numbers and what was not read."""
+    numbers = value.constant
+    if numbers is None or numbers.dtype.kind in "cOSU":
         return None
-    return "infinite" if bool(np.isinf(value.constant).any()) == wanted else None
+    return numbers if numbers.dtype.kind in "biuf" else numbers.astype(np.float32)
 
 
 def _said(hit: bool, text: str) -> str | None:
@@ -226,6 +245,7 @@ _VALUE_CHECKS: Mapping[str, Callable[[Any, ValueFacts], str | None]] = {
     "numbers": _numbers,
     "infinite": _infinite,
     "constant": lambda wanted, v: _said(v.is_constant == wanted, "constant" if wanted else "not a constant"),
+    "read": lambda wanted, v: _said((v.constant is not None) == wanted, ""),
     "used": lambda wanted, v: _said(v.used == wanted, "used" if wanted else "not used"),
     "ranked": lambda wanted, v: _said((v.shape is not None) == wanted, "" if wanted else "unknown rank"),
     "zero_dim": lambda wanted, v: _said((0 in (v.shape or ())) == wanted, f"shape {list(v.shape or ())}"),

@@ -9,17 +9,18 @@ A record holds the fields of Rule. Its `match` says where the rule speaks; every
                    with this key match a node, the first in the file speaks: those that name operators stand before those that do not
     attributes     {name: condition on the attribute}
     inputs         {"0": condition on the value, "any": ...}, outputs the same
+    values         a condition that any input or output meets
     inside         true, or operators of the control flow that the node lies in
     sized_by_values  true: an output's size hangs on numbers that are fed
     precision      the port is made in one of these
     when           names of functions in rule_predicates.py, for what cannot be said so
-    graph          conditions on the graph as a whole, one finding for all: imports, ir_version ([lowest, highest] of how many or which),
+    graph          conditions on the graph as a whole, one finding for all: imports ([lowest, highest] number), opset and ir_version (the same),
                    functions (true), external_keys (condition), inputs, outputs (condition on a value; inputs also "none"), when, precision
 
 Conditions on an attribute or a number: is, not, in, not_in, present, over, below; `default` is what an attribute that is not written means;
 of a list of numbers `over`, `below`, `is` and `in` hold when they do for any of them, `not` and `not_in` too.
-Conditions on a value: present, used, constant, dtype, not_dtype, rank ([lowest, highest]), ranked, zero_dim, infinite, and `numbers`, a
-condition on the numbers of a small constant.
+Conditions on a value: present, used, constant, dtype, not_dtype, rank ([lowest, highest]), ranked, zero_dim, and of a small constant read (it
+is one), infinite, and `numbers`, a condition on them.
 """
 
 from __future__ import annotations
