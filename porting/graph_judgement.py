@@ -122,7 +122,8 @@ class Interface:
 def cases_for(source: GraphSource | Interface, inputs: Sequence[Path], pairs: Sequence[StatePair]) -> Cases:
     """What a graph is validated on.
 
-    The user's examples, and each of them stretched along each free dimension; without any, generated inputs that the original takes.
+    The user's examples, the first of them with other values, and stretched along each free dimension; without any, generated inputs that the
+    original takes.
     State that an example leaves out is zeros.
     raises: InputError for examples that do not fit, and where no generated input does
     """
@@ -181,7 +182,9 @@ def with_state(feeds: Mapping[str, Any], source: GraphSource | Interface, pairs:
 
 
 def stretched(given: Mapping[str, Mapping[str, Any]], specs: Sequence[TensorSpec], original: Any) -> Cases:
-    """The given cases, and the first of them repeated once along each free dimension in turn, where the original takes that.
+    """The given cases, the first with other values, and repeated once along each free dimension in turn, where the original takes that.
+
+    Other values, because what a program computed from the example alone, and wrote down as a constant, is right for the example.
 
     What is repeated stays what the model is meant for, which random numbers of another size would not be. Floats are up to NUDGE smaller the
     second time: numbers that are equal have no order, and what sorts them may give any.
@@ -189,6 +192,9 @@ def stretched(given: Mapping[str, Mapping[str, Any]], specs: Sequence[TensorSpec
     first = next(iter(given.values()))
     symbols = dict.fromkeys(dim for spec in specs for dim in spec.shape if isinstance(dim, str))
     cases, only = dict(given), []
+    others = _other_values(first, specs, original)
+    if others is not None:
+        cases[f"{next(iter(given))}, other values"] = others
     for symbol in symbols:
         sizes = {np.shape(feeds[s.name])[s.shape.index(symbol)] for feeds in given.values() for s in specs if symbol in s.shape}
         if len(sizes) > 1:
@@ -202,6 +208,29 @@ def stretched(given: Mapping[str, Mapping[str, Any]], specs: Sequence[TensorSpec
                 raise
             only.append(f"{symbol} = {next(iter(sizes))}")
     return Cases(cases, {}, tuple(only))
+
+
+def _other_values(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], original: Any) -> dict[str, Any] | None:
+    """Feeds of the same shapes that the original takes: floats up to half as large, and whole numbers above 1 one smaller where it takes
+    that too, so that lengths stay in order and ids in range. None where it takes none."""
+    rng = np.random.default_rng(1)
+    floats, whole = {}, {}
+    for spec in specs:
+        value = feeds[spec.name]
+        kind = value.dtype.kind if isinstance(value, np.ndarray) else ""
+        if kind == "f":
+            floats[spec.name] = np.asarray(value * rng.uniform(0.5, 1, value.shape), value.dtype)
+        elif kind in "iu" and value.size:
+            whole[spec.name] = np.asarray(np.where(value > 1, value - 1, value), value.dtype)
+    for changed in ({**floats, **whole}, floats, whole):
+        candidate = {**feeds, **changed}
+        if any(not np.array_equal(candidate[name], feeds[name], equal_nan=True) for name in changed):
+            try:
+                original.run(candidate)
+            except InputError:
+                continue
+            return candidate
+    return None
 
 
 def _repeated(value: Any, spec: TensorSpec, symbol: str) -> Any:

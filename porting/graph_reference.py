@@ -355,13 +355,14 @@ def require_informative_outputs(recorded: Sequence[Recorded], depends: Mapping[s
 
 def _stays_the_same(recorded: Sequence[Recorded], name: str, whose: set[str] | None) -> str:
     """Why an output of the first steps shows nothing: cases with other values in `whose` (None: any input) give the same; "" when not."""
-    first: dict[tuple[int, ...], tuple[np.ndarray, Mapping[str, Any]]] = {}
+    first: dict[str, tuple[np.ndarray, Mapping[str, Any]]] = {}
     others = 0
     for one in recorded:
         expected, feeds = one.steps[0].get(name), one.run.steps[0]
         if not isinstance(expected, ExpectedArray) or expected.array.size == 0:
             continue
-        array, fed = first.setdefault(expected.array.shape, (expected.array, feeds))
+        # of one size only: what is longer by a repetition has the maximum, or the first element, that it had
+        array, fed = first.setdefault(repr([(n, np.shape(v)) for n, v in feeds.items()]), (expected.array, feeds))
         if not np.array_equal(array, expected.array):
             return ""
         moved = [n for n in (feeds if whose is None else whose & feeds.keys()) if not _equal_values(fed.get(n), feeds[n])]

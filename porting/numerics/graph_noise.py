@@ -99,8 +99,6 @@ EXACT = frozenset(
         "Round",
         "Scan",
         "Scatter",
-        "ScatterElements",
-        "ScatterND",
         "SequenceAt",
         "SequenceConstruct",
         "SequenceEmpty",
@@ -123,7 +121,6 @@ EXACT = frozenset(
         "Trilu",
         "Unique",
         "Unsqueeze",
-        "Upsample",
         "Where",
     ]
 )
@@ -178,6 +175,13 @@ _CENTRING = frozenset(
 )
 
 _SCATTERS = frozenset(("ScatterElements", "ScatterND"))  # exact unless they add or multiply
+_INTERPOLATES = frozenset(("Resize", "Upsample"))  # exact where they take the nearest
+_AT_COORDINATES = frozenset(("GridSample", "RoiAlign"))  # interpolate at places that are an input
+_ERRS_IN = {
+    **dict.fromkeys(_SCATTERS, 2),
+    **dict.fromkeys(_AT_COORDINATES, 1),
+}  # which input has the terms, where not the first
+UNKNOWN_SIZE = 64.0  # of an axis that is interpolated along, when shapes are not known
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[int, Shape | None]]  # name -> (element type, shape where it is known)
@@ -234,11 +238,11 @@ class _Injector:
                     self.shapes.setdefault(tensor.name, tuple(tensor.dims))
                 self.into(body)
             inner, size = self._inner(node), self._outer(node)
-            place = 2 if node.op_type in _SCATTERS else 0  # of the terms
+            place = _ERRS_IN.get(node.op_type, 0)
             source, kind = (node.input[place], self.types.get(node.input[place], (0, None))[0]) if inner else ("", 0)
             if kind in ROUNDING and source not in self.structural:
                 node.input[place] = f"{source}/into/{self.count}"
-                nodes += self._off(source, node.input[place], kind, inner, False)
+                nodes += self._off(source, node.input[place], kind, inner, node.op_type == "GridSample")
             nodes.append(node)
             for position, name in enumerate(node.output if size else ()):
                 kind = self.types.get(name, (0, None))[0]
@@ -252,8 +256,25 @@ class _Injector:
         """Errors of the terms of a sum, in units of u; 0 for what sums nothing."""
         if node.op_type in _CENTRING:
             return 1.0
+        if node.op_type in _AT_COORDINATES:
+            return 2.0  # (x + 1) w - 1, halved: some roundings of the coordinate, and of 1
+        if node.op_type in _INTERPOLATES and not _exact(node):
+            return self._coordinates(node)
         terms = summed(node, self.shapes)
         return math.sqrt(terms) if terms > 1 and not _exact(node) else 0.0
+
+    def _coordinates(self, node: onnx.NodeProto) -> float:
+        """Of an interpolation: its weights are differences of float32 coordinates, off by u times a coordinate, which is up to the size.
+
+        Where each axis grows by a power of two they are exact, unless the corners are aligned.
+        """
+        before, after = self.shapes.get(node.input[0], ()), self.shapes.get(node.output[0], ())
+        if not before or len(before) != len(after):
+            return UNKNOWN_SIZE
+        exact = all(a == b or (b and math.log2(a / b).is_integer()) for b, a in zip(before, after, strict=True) if a)
+        if exact and _text(node, "coordinate_transformation_mode") in ("", "half_pixel", "asymmetric", "pytorch_half_pixel"):
+            return 2.0
+        return float(max((*before[2:], *after[2:]), default=1))
 
     def _outer(self, node: onnx.NodeProto) -> float:
         """Errors of the results, in units of u; 0 for what rounds nothing."""
@@ -336,7 +357,11 @@ class _Injector:
 
 
 def _exact(node: onnx.NodeProto) -> bool:
-    return node.op_type in EXACT and not (node.op_type in _SCATTERS and _text(node, "reduction") in ("add", "mul"))
+    if node.op_type in _SCATTERS:
+        return _text(node, "reduction") not in ("add", "mul")
+    if node.op_type in _INTERPOLATES:
+        return _text(node, "mode") in ("", "nearest")
+    return node.op_type in EXACT
 
 
 def _text(node: onnx.NodeProto, name: str) -> str:
@@ -351,7 +376,7 @@ def summed(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
     rule = _SUMS.get(node.op_type) or (_reduced if node.op_type.startswith("Reduce") else None)
     try:
         return max(1, int(rule(node, [shapes.get(name, ()) for name in node.input], shapes))) if rule else 1
-    except (IndexError, ZeroDivisionError):  # a shape that is not known
+    except (IndexError, ValueError, ZeroDivisionError):  # a shape that is not known
         return 1
 
 

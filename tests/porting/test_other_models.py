@@ -141,7 +141,7 @@ def test_what_the_original_does_not_take_is_said() -> None:
                 raise InputError("two rows only")
 
     cases = stretched({"a": {"x": np.ones((2, 3))}}, [TensorSpec("x", "float64", ("n", "m"))], Fixed())
-    assert list(cases.feeds) == ["a", "a, m doubled"] and list(cases.only) == ["n = 2"]
+    assert list(cases.feeds) == ["a", "a, other values", "a, m doubled"] and list(cases.only) == ["n = 2"]
 
 
 def test_plan_of_a_graph_is_what_convert_writes(models: Path, tmp_path: Path) -> None:
