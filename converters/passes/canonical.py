@@ -14,6 +14,7 @@ import onnx_ir as ir
 from porting.errors import UnsupportedModel
 from porting.types import Graph
 
+from ..graph_builder import OPSET
 from .constants_to_initializers import constants_to_initializers
 from .convert_version import convert_version, obstacles
 from .drop_identities import drop_identities
@@ -41,22 +42,23 @@ MOST_ROUNDS = 50  # each round folds at least one node more, and a chain of shap
 REASONS = 5  # obstacles that are listed
 
 
-def canonical(graph: Graph) -> tuple[Graph, list[dict[str, object]]]:
+def canonical(graph: Graph, highest: int = OPSET) -> tuple[Graph, list[dict[str, object]]]:
     """Run the table until nothing changes.
 
+    highest: the opset that a graph below it is raised to
     returns: the canonical graph, and [{"name", "changes"}] as port.json lists them, one entry per pass with what all rounds changed;
-             convert_version also has "opset", that of the graph now, and when it is below 24 "kept", the nodes that are in the way
+             convert_version also has "opset", that of the graph now, and when it is below `highest` "kept", the nodes that are in the way
     raises:  UnsupportedModel when the passes do not come to an end
     """
     counts: Counter[str] = Counter()
     graph = copied(graph)
     _simplify(graph.model, counts)
-    graph, counts["convert_version"] = convert_version(graph)  # once ranks and constants are known
+    graph, counts["convert_version"] = convert_version(graph, highest)  # once ranks and constants are known
     if counts["convert_version"]:
         _simplify(graph.model, counts)
     applied: list[dict[str, object]] = [{"name": name, "changes": counts[name]} for name, _ in CANONICAL]
     applied[-1]["opset"] = graph.model.graph.opset_imports.get("")
-    kept = obstacles(graph)
+    kept = obstacles(graph, highest)
     if kept:
         applied[-1]["kept"] = [*kept[:REASONS], *([f"and {len(kept) - REASONS} more"] if len(kept) > REASONS else [])]
     return graph, applied

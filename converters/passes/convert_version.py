@@ -24,10 +24,13 @@ FIRST_OPSET = 9
 SOFTMAX_OF_ONE_AXIS = 13  # the opset from which Softmax means what it does today; before, its conversion depends on ranks
 
 
-def convert_version(graph: Graph) -> tuple[Graph, int]:
-    """Count: nodes written otherwise, and one for the opset. Types and ranks must have been inferred."""
+def convert_version(graph: Graph, highest: int = OPSET) -> tuple[Graph, int]:
+    """Count: nodes written otherwise, and one for the opset. Types and ranks must have been inferred.
+
+    highest: the opset that is wanted; a graph above it stays
+    """
     opset = graph.model.graph.opset_imports.get("", OPSET)
-    target = min([OPSET, *(o.version - 1 for o in _obstacles(graph))])
+    target = min([highest, *(o.version - 1 for o in _obstacles(graph, highest))])
     if target <= opset:
         return graph, 0
     if opset < SOFTMAX_OF_ONE_AXIS:
@@ -39,15 +42,15 @@ def convert_version(graph: Graph) -> tuple[Graph, int]:
     return new, changed
 
 
-def obstacles(graph: Graph) -> list[str]:
-    """The "name (operator): reason" of the nodes because of which the graph is below opset 24; [] when it is not."""
-    return [str(o) for o in _obstacles(graph)]
+def obstacles(graph: Graph, highest: int = OPSET) -> list[str]:
+    """The "name (operator): reason" of the nodes because of which the graph is below opset `highest`; [] when it is not."""
+    return [str(o) for o in _obstacles(graph, highest)]
 
 
-def _obstacles(graph: Graph) -> list[_Obstacle]:
-    if graph.model.graph.opset_imports.get("", OPSET) >= OPSET:
+def _obstacles(graph: Graph, highest: int) -> list[_Obstacle]:
+    if graph.model.graph.opset_imports.get("", OPSET) >= highest:
         return []
-    return _convert(copied(graph).model, OPSET)[1]
+    return _convert(copied(graph).model, highest)[1]
 
 
 @dataclass(frozen=True)

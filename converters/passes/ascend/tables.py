@@ -8,15 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from porting.ascend.rules import rules
 from porting.types import Graph
 
 from ..infer_shapes import infer_shapes
 from ..rewriting import ModelPass, copied
+from .attention import attention
 from .clean_imports import clean_imports
+from .gelu import gelu
+from .group_normalization import group_normalization
+from .layer_normalization import layer_normalization
+from .lower_opset import HIGHEST_OPSET as HIGHEST_OPSET
+from .lower_opset import lower_opset
+from .reduce_norms import reduce_norms
+from .rms_normalization import rms_normalization
+from .rotary_embedding import rotary_embedding
+from .swish import swish
+from .tensor_scatter import tensor_scatter
 
 Compare = Callable[[str, Graph, Graph], None]
 
-EXPAND: Sequence[tuple[str, ModelPass]] = ()  # operators that are not registered; opset of the graph as it came
+# Operators that are not registered, of a graph at the opset that it came in.
+EXPAND: Sequence[tuple[str, ModelPass]] = (
+    ("rms_normalization", rms_normalization),
+    ("rotary_embedding", rotary_embedding),
+    ("attention", attention),  # before tensor_scatter: inference knows the shape of that one, not of what takes its place
+    ("tensor_scatter", tensor_scatter),
+    ("gelu", gelu),
+    ("swish", swish),
+    ("layer_normalization", layer_normalization),
+    ("group_normalization", group_normalization),  # before the opset is lowered, which changes what it means
+    ("lower_opset", lower_opset),
+    ("reduce_norms", reduce_norms),  # at 18 only
+)
 # At opset 18 or below: attributes and forms that the parser reads otherwise than ONNX means them. Add new ones here, one a line.
 REWRITE: Sequence[tuple[str, ModelPass]] = ()
 FINISH: Sequence[tuple[str, ModelPass]] = (
@@ -46,4 +70,4 @@ def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Grap
 
 
 def _mended_by(name: str) -> list[str]:
-    return []
+    return [rule.id for rule in rules() if rule.rewrite == name]
