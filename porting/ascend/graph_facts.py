@@ -177,7 +177,7 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
     if value.const_value is not None:
         return value.const_value
     node = value.producer()
-    if node is None or node.op_type != "Constant" or node.domain:
+    if node is None or (node.op_type, node.domain, len(node.outputs), len(node.attributes)) != ("Constant", "", 1, 1):
         return None
     import onnx_ir as ir
 

@@ -198,7 +198,7 @@ def _value(condition: Mapping[str, Any], value: ValueFacts | None) -> Found:
         if told is None:
             return None
         found += [told] if told else []
-    return found
+    return found or ["given"]
 
 
 def _dtype(wanted: Sequence[str], value: ValueFacts) -> str | None:

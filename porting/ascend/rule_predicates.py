@@ -115,7 +115,7 @@ def splits_off_one(node: NodeFacts) -> str | None:
 
 
 def splits_unevenly(node: NodeFacts) -> str | None:
-    parts, size = node.attributes["num_outputs"], _dim(_input(node, 0), node.attributes.get("axis", 0))
+    parts, size = node.attributes.get("num_outputs", len(node.outputs)), _dim(_input(node, 0), node.attributes.get("axis", 0))
     even = size is not None and parts == len(node.outputs) and parts > 0 and size % parts == 0
     return None if even else f"{parts} parts of {'an unknown size' if size is None else size}"
 
