@@ -214,10 +214,10 @@ def _rank(bounds: Sequence[int | None], value: ValueFacts) -> str | None:
 
 
 def _numbers(condition: Mapping[str, Any], value: ValueFacts) -> str | None:
-    numbers = _plain(value)
-    if numbers is None:
+    array = _plain(value)
+    if array is None:
         return None
-    numbers = numbers.reshape(-1).tolist()
+    numbers = array.reshape(-1).tolist()
     return _short(numbers) if _number(condition, numbers) else None
 
 
