@@ -74,7 +74,8 @@ def test_a_matrix_product_cannot_be_kept_where_the_matrix_unit_takes_fp16_only()
     assert forecast(made, feeds(), on_a2.to_keep, soc=A2).passes
 
 
-def test_a_graph_with_streamed_weights_gives_the_same() -> None:
+def test_a_graph_with_streamed_weights_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("porting.weights.STRIPE_BYTES", 256)
     parsed = ir.serde.deserialize_model(models.mlp())
     for name, initial in parsed.graph.initializers.items():
         assert initial.const_value is not None
@@ -129,6 +130,26 @@ def test_a_mask_that_goes_elsewhere_too_is_an_overflow() -> None:
     made.graph.output.append(value("b", ["n", WIDTH]))
     found = forecast(program(made), {**feeds(), "m": np.zeros((4, WIDTH), np.float32)}, soc=P310)
     assert found.to_keep == ("mask", "masked") and not found.passes
+
+
+def test_large_numbers_above_zero_are_no_mask() -> None:
+    found = forecast(program(models.masked_softmax(3.4e38)), {**feeds(), "m": np.zeros((4, WIDTH), np.float32)}, soc=P310)
+    assert found.to_keep == ("mask", "masked", "softmax") and not found.content()["masks"]
+
+
+def test_an_overflow_that_these_inputs_do_not_show_still_fails() -> None:
+    nodes = [node("Mul", ["x", "k"], ["a"], name="large"), node("Clip", ["a", "low", "high"], ["y"], name="clip")]
+    weights = [tensor("k", 6e4), tensor("low", -1), tensor("high", 1)]
+    found = forecast(program(model(nodes, weights, outputs=[value("y", ["n", WIDTH])])), feeds(), soc=P310)
+    assert found.outputs[0].holds and not found.passes and found.to_keep == ("large", "clip")
+
+
+def test_what_is_lost_below_the_rounding_of_an_output_holds() -> None:
+    made = model([node("Neg", ["x"], ["y"])], outputs=[value("y", ["n", WIDTH])])
+    x = np.ones((2, WIDTH), np.float32)
+    x[0, 0] = 2.0**-30
+    found = forecast(program(made), {"x": x}, soc=A2).outputs[0]
+    assert found.significand == 0.0 and 0 < found.error < 1e-9 and found.holds
 
 
 def test_a_row_that_is_masked_whole_fails_where_overflow_is_inf() -> None:
@@ -190,7 +211,10 @@ def test_roundings_of_the_significand_alone_have_no_range() -> None:
     x = np.float32(10) ** np.random.default_rng(1).uniform(-30, 30, (200, WIDTH)).astype(np.float32)
     made = program(model([node("Neg", ["x"], ["y"])], outputs=[value("y", ["n", WIDTH])]))
     found = forecast(made, {"x": x}, soc=A2)
-    assert 0 < found.outputs[0].significand <= 2**-11 and found.outputs[0].error == math.inf
+    part, exponent = np.frexp(x.astype(np.float64))
+    expected = np.ldexp(np.rint(part * 2**11) / 2**11, exponent)
+    assert found.outputs[0].significand == pytest.approx(np.linalg.norm(expected - x) / np.linalg.norm(x.astype(np.float64)))
+    assert found.outputs[0].error == math.inf
     exact = {"x": np.float32(2) ** np.arange(-100, 100, dtype=np.float32).repeat(WIDTH).reshape(-1, WIDTH)}
     assert forecast(made, exact, soc=A2).outputs[0].significand == 0.0, "powers of two have one bit"
 
@@ -239,6 +263,7 @@ def test_bodies_are_rounded_and_said_to_be_unseen() -> None:
     )
     taken = forecast(program(made), {**feeds(), "c": np.array(True)}, soc=P310)
     assert not taken.outputs[0].holds and taken.unseen[0].node == "if" and "2 nodes in its bodies" in taken.unseen[0].why
+    assert not forecast(program(made), {**feeds(), "c": np.array(True)}, ["back"], soc=P310).outputs[0].holds
     kept = forecast(program(made), {**feeds(), "c": np.array(True)}, ["inside", "back"], soc=P310)
     assert kept.outputs[0].holds, "nodes in bodies can be kept too, and read the outer values"
 
@@ -329,6 +354,15 @@ def test_counts_are_those_of_rounding(array: np.ndarray, form: str) -> None:
     assert found.subnormals == np.count_nonzero((np.abs(rounded) > 0) & (np.abs(rounded) < smallest))
     assert (found.infinite, found.nan) == (np.count_nonzero(np.isinf(array)), np.count_nonzero(np.isnan(array)))
     assert found.largest == float(np.abs(array[finite]).max(initial=0.0))
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_counts_at_the_edges(form: str, dtype: type) -> None:
+    known = FORMATS[form]
+    edges = np.array([known.smallest / 2, known.smallest_normal - known.smallest / 2, known.overflows_from], np.float32)
+    for edge in edges:
+        for number in (np.nextafter(edge, np.float32(0)), edge, np.nextafter(edge, np.float32(np.inf))):
+            test_counts_are_those_of_rounding.hypothesis.inner_test(np.array([number, -number]), form)
 
 
 def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,11 @@ def test_what_is_unknown_says_so(soc: str, precision: str) -> None:
     assert mode.confidence == "unknown" and any("unknown" in note for note in mode.notes) and not mode.blocker
 
 
+def test_950_computes_in_the_graphs_dtypes_as_far_as_documents_say() -> None:
+    assert [mode_for(find_soc(S950), p).value for p in ("fp32", "fp16", "bf16")] == ["origin"] * 3
+    assert [mode_for(find_soc(S950), p).confidence for p in ("fp16", "bf16")] == ["documented"] * 2
+
+
 def test_every_target_and_precision_is_explicit() -> None:
     for target in all_targets():
         if target.kind != "ascend":

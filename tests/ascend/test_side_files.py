@@ -72,6 +72,17 @@ def test_origin_ignores_keep_dtype_and_reads_customize_dtypes() -> None:
     assert made.files[0].text.splitlines()[0] == "scale::InputDtype:float32,float32,OutputDtype:float32"
 
 
+def test_other_dtypes_stay_in_customize_dtypes() -> None:
+    nodes = [
+        node("Mul", ["x", "k"], ["a"], name="large"),
+        node("Greater", ["x", "zero"], ["c"], name="positive"),
+        node("Where", ["c", "a", "x"], ["b"], name="choose"),
+        node("Div", ["b", "k"], ["y"], name="back"),
+    ]
+    made = files_of(model(nodes, [tensor("k", 6e4), tensor("zero", 0)], outputs=[value("y", ["n", WIDTH])]), A2)
+    assert "choose::InputDtype:bool,float32,float32,OutputDtype:float32" in made.files[0].text.splitlines()
+
+
 def test_only_mixed_modes_read_a_mixlist() -> None:
     made = files_of(models.mlp(), P310, mixed=True)
     assert [f.option for f in made.files] == ["keep_dtype", "modify_mixlist"]
