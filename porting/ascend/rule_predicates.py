@@ -36,8 +36,12 @@ def duplicate_names(facts: GraphFacts) -> str | None:
 
 
 def names_that_options_split(facts: GraphFacts) -> str | None:
-    names = [v.name for v in (*facts.inputs, *facts.outputs) if set(v.name) & set(":;, ")]
+    names = [v.name for v in (*facts.inputs, *facts.outputs) if ";" in v.name]
     return ", ".join(map(repr, names[:5])) or None
+
+
+def outputs_with_a_colon(facts: GraphFacts) -> str | None:
+    return ", ".join([repr(v.name) for v in facts.outputs if ":" in v.name][:5]) or None
 
 
 def inputs_that_are_no_tensors(facts: GraphFacts) -> str | None:
@@ -272,7 +276,7 @@ def _ints(value: ValueFacts | None) -> list[int] | None:
 
 
 OF_GRAPHS: Mapping[str, Callable[[GraphFacts], str | None]] = {
-    f.__name__: f for f in (duplicate_names, names_that_options_split, inputs_that_are_no_tensors)
+    f.__name__: f for f in (duplicate_names, names_that_options_split, outputs_with_a_colon, inputs_that_are_no_tensors)
 }
 OF_NODES: Mapping[str, Callable[[NodeFacts], str | None]] = {
     f.__name__: f
