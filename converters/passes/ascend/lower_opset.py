@@ -23,7 +23,7 @@ from ..version_steps import versions
 from .opset_steps import REVIEWED, STEPS, Refused
 
 HIGHEST_OPSET = 18
-IR_VERSION = 8  # of ONNX 1.12, which CANN's documents name: what opset 18 came with, or one below
+IR_VERSION = 8  # of ONNX 1.12, which CANN's documents name, and of 1.13, which brought opset 18
 OBSTACLE = "porting.opset"  # metadata of a node that keeps its graph above opset 18: why
 SPELLING = {ir.DataType.FLOAT: "float", ir.DataType.DOUBLE: "double"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..rewriting import ModelPass, Names, bodies_of, new_initializer, node_like
+from ..rewriting import ModelPass, Names, bodies_of, new_initializer, node_like, remove_node
 
 LOWEST_OPSET = 13  # below it Softmax, Squeeze and the axes of a ReduceSum are written otherwise
 AXES_AS_INPUT = 18  # of the reductions but ReduceSum, whose axes are an input from 13 on
@@ -169,7 +169,7 @@ class Maker:
         for old, new in zip(self.node.outputs, made, strict=False):
             if new is not None:
                 self._hand_over(old, new)
-        self._graph.remove(self.node, safe=True)
+        remove_node(self.node)
 
     def _hand_over(self, old: ir.Value, new: ir.Value) -> None:
         """The new value has the old one's name, so that whoever knows the graph finds it again, unless it had a name before."""

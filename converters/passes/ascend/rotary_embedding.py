@@ -18,25 +18,34 @@ from .making import Maker, Refused, fixed, float_type, node_pass, rank_of
 
 
 def _rotary_embedding(make: Maker) -> ir.Value:
-    """x (B, H, S, D) or (B, S, H*D); cos and sin (B, S, R/2), or (positions, R/2) and looked up; R of the D numbers turn."""
-    x, positions = make.input(0), make.optional(3)
+    return rotated(make, make.input(0), make.input(1), make.input(2), make.optional(3), make.int("num_heads", 0))
+
+
+def rotated(
+    make: Maker, x: ir.Value, cos: ir.Value, sin: ir.Value, positions: ir.Value | None, heads: int, size: int | None = None
+) -> ir.Value:
+    """x (B, H, S, D) or (B, S, H*D); cos and sin (B, S, R/2), or (positions, R/2) and looked up; R of the D numbers turn.
+
+    size: D, where the number of heads is not known
+    """
     float_type(x)
-    rank, heads = rank_of(x), make.int("num_heads", 0)
-    if rank == 3 and heads < 1:
+    rank = rank_of(x)
+    if rank not in (3, 4) or (rank == 3 and heads < 1 and size is None):
         raise Refused("the number of heads is not given")
-    size = fixed(x, -1) if rank == 4 else fixed(x, -1) // heads
+    if size is None:
+        size = fixed(x, -1) if rank == 4 else fixed(x, -1) // heads
+    heads = heads or fixed(x, -1) // size
     turned = make.int("rotary_embedding_dim", 0) or size
     split = x if rank == 4 else make.reshape(x, 0, 0, heads, size)  # (B, S, H, D)
     axis = 1 if rank == 4 else 2  # that of the heads: cos and sin are the same for all
     waves = []
-    for place in (1, 2):
-        cache = make.input(place)
+    for cache in (cos, sin):
         looked_up = cache if positions is None else make("Gather", cache, positions, axis=0)
         waves.append(make.unsqueeze(looked_up, axis))  # (B, S, R/2) -> (B, 1, S, R/2) or (B, S, 1, R/2)
     part = split if turned == size else make.part(split, 0, turned, 3)
     interleaved = bool(make.int("interleaved", 0))
-    rotated = _interleaved(make, part, waves, turned) if interleaved else _halves(make, part, waves, turned)
-    whole = rotated if turned == size else make("Concat", rotated, make.part(split, turned, size, 3), axis=-1)
+    result = _interleaved(make, part, waves, turned) if interleaved else _halves(make, part, waves, turned)
+    whole = result if turned == size else make("Concat", result, make.part(split, turned, size, 3), axis=-1)
     return whole if rank == 4 else make.reshape(whole, 0, 0, heads * size)
 
 

@@ -11,25 +11,36 @@ from collections.abc import Callable, Sequence
 from porting.ascend.rules import rules
 from porting.types import Graph
 
+from ..drop_identities import drop_identities
+from ..fold_constants import fold_constants
 from ..infer_shapes import infer_shapes
+from ..remove_unused import remove_unused
 from ..rewriting import ModelPass, copied
 from .attention import attention
 from .clean_imports import clean_imports
+from .dequantize import dequantize
 from .gelu import gelu
 from .group_normalization import group_normalization
 from .layer_normalization import layer_normalization
+from .linear_contrib import linear_contrib
 from .lower_opset import HIGHEST_OPSET as HIGHEST_OPSET
 from .lower_opset import lower_opset
 from .reduce_norms import reduce_norms
 from .rms_normalization import rms_normalization
+from .rnn import rnn
 from .rotary_embedding import rotary_embedding
 from .swish import swish
 from .tensor_scatter import tensor_scatter
+from .unroll_loop import unroll_loop
 
 Compare = Callable[[str, Graph, Graph], None]
 
 # Operators that are not registered, of a graph at the opset that it came in.
 EXPAND: Sequence[tuple[str, ModelPass]] = (
+    ("unroll_loop", unroll_loop),  # first: what is in the body is rewritten with all else
+    ("linear_contrib", linear_contrib),
+    ("dequantize", dequantize),
+    ("rnn", rnn),
     ("rms_normalization", rms_normalization),
     ("rotary_embedding", rotary_embedding),
     ("attention", attention),  # before tensor_scatter: inference knows the shape of that one, not of what takes its place
@@ -44,6 +55,9 @@ EXPAND: Sequence[tuple[str, ModelPass]] = (
 # At opset 18 or below: attributes and forms that the parser reads otherwise than ONNX means them. Add new ones here, one a line.
 REWRITE: Sequence[tuple[str, ModelPass]] = ()
 FINISH: Sequence[tuple[str, ModelPass]] = (
+    ("fold_constants", fold_constants),  # what the passes compute from fixed sizes
+    ("drop_identities", drop_identities),
+    ("remove_unused", remove_unused),
     ("clean_imports", clean_imports),  # last: what is imported depends on the nodes that are left
 )
 PASSES: Sequence[tuple[str, ModelPass]] = (*EXPAND, *REWRITE, *FINISH)
@@ -58,6 +72,7 @@ def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Grap
     """
     applied: list[dict[str, object]] = []
     before, graph = graph, copied(graph)
+    infer_shapes.change(graph.model)  # what builders make has no shapes yet
     for name, run in PASSES:
         changes = run.change(graph.model)
         if changes:
