@@ -54,15 +54,16 @@ def architecture_of(checkpoint: Checkpoint) -> str:
     return listed[0]
 
 
-def canonical_graph(source: Checkpoint | GraphSource) -> Canonical:
+def canonical_graph(source: Checkpoint | GraphSource, highest_opset: int | None = None) -> Canonical:
     """Build the canonical graph straight from the files: no weight is read, and no torch is needed but for a torch program.
 
+    highest_opset: to which a graph that comes with an opset is raised; the newest that is known when left out
     raises: UnsupportedModel (architecture, config key, operator), CheckpointError (missing, misshapen or left-over tensors, all named)
     """
     if is_graph(source):
         from porting.converters.passes.canonical import canonical
 
-        graph, applied = canonical(source.graph())
+        graph, applied = canonical(source.graph(), *([] if highest_opset is None else [highest_opset]))
         return Canonical(graph, GRAPH, source.name, source, graph_config(source), source.accounting(), applied)
     from porting.converters.accounting import Weights
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from porting.ascend.graph_facts import GraphFacts, facts_of
+from porting.ascend.precision import Mode, cube_takes_fp32, mode_for
 from porting.ascend.rules import Finding, judge
 from porting.ascend.soc import Soc, find_cann, find_soc
 from porting.ascend.work import share_of
@@ -41,6 +42,7 @@ class Judged:
     soc: Soc
     cann: str | None
     precision: str
+    mode: Mode
     lowered: Graph
     facts: GraphFacts
     applied: Sequence[Mapping[str, Any]]
@@ -50,7 +52,7 @@ class Judged:
 
     @property
     def portability(self) -> str:
-        return BLOCKED if self.blocking else REWRITTEN if self.mended else PORTABLE
+        return BLOCKED if self.blocking or self.mode.blocker else REWRITTEN if self.mended else PORTABLE
 
 
 def judged(graph: Graph, soc: Soc, cann: str | None = None, precision: str = "fp32") -> Judged:
@@ -65,7 +67,12 @@ def judged(graph: Graph, soc: Soc, cann: str | None = None, precision: str = "fp
     mended = [f for f in before if f.rule.effect in BLOCKING and (f.rule.id, f.node) not in left]
     blocking = [f for f in after if f.rule.effect in BLOCKING]
     noted = [f for f in after if f.rule.effect not in BLOCKING]
-    return Judged(soc, cann, precision, lowered, facts, applied, mended, blocking, noted)
+    return Judged(soc, cann, precision, mode_for(soc, precision), lowered, facts, applied, mended, blocking, noted)
+
+
+def default_precision(soc: Soc) -> str:
+    """fp32 keeps what the graph says; fp16 where the matrix unit takes nothing else."""
+    return "fp16" if cube_takes_fp32(soc) is False else "fp32"
 
 
 def check(
@@ -80,16 +87,19 @@ def check(
     """Will it port? Nothing is written, and no device is needed.
 
     source, options: as `porting.convert` takes them
+    precision:       what it is to be compiled in; fp32, or fp16 where the SoC's matrix unit takes nothing else
     cann:            the CANN release that it will be compiled with; every one that is known when left out
     returns:         a verdict of level "static": details["portability"] is "portable", "portable after rewrites" or "blocked" (exit 1)
     raises:          UsageError (no Ascend target, unknown release), and what reading the source raises
     """
+    from porting.converters.passes.ascend.tables import HIGHEST_OPSET
+
     start = time.perf_counter()
     wanted = ascend_target(target)
     soc, release = find_soc(wanted.name), find_cann(cann)
-    chosen = precision or "fp32"
+    chosen = precision or default_precision(soc)
     with opened(source, **options) as found, progress("check", 2, unit="steps") as advance:
-        canonical = canonical_graph(found)
+        canonical = canonical_graph(found, HIGHEST_OPSET)
         advance(1)
         result = judged(canonical.graph, soc, release, chosen)
         advance(1)
@@ -130,6 +140,11 @@ def checks_of(result: Judged) -> list[Check]:
     for finding in result.blocking:
         by_rule.setdefault(finding.rule.id, []).append(finding)
     checks = [_blocker(findings) for findings in by_rule.values()]
+    if result.mode.blocker:
+        detail = f"{result.mode.source}; {result.mode.confidence}" + (f"; {result.mode.next}" if result.mode.next else "")
+        checks.append(
+            Check(f"{result.precision} on {result.soc.name}", "fail", result.mode.blocker, None, result.mode.argument, detail)
+        )
     if not checks:
         where = f"{len(result.facts.nodes)} nodes, {result.soc.name}, {'CANN ' + result.cann if result.cann else 'no CANN release given'}"
         checks.append(Check.equal("nodes that these sources refuse or compute wrongly", 0, 0, where))
@@ -158,6 +173,8 @@ def details_of(result: Judged) -> dict[str, Any]:
         if result.cann is None
         else f"rules that hold for CANN {result.cann}, where a rule says since when",
         "precision": result.precision,
+        "precision_mode": result.mode.argument,
+        "precision_notes": [*result.mode.notes, f"{result.mode.confidence}: {result.mode.source}"],
         "findings": [
             finding_content(f, status)
             for status, found in (("blocks", result.blocking), ("mended", result.mended), ("noted", result.noted))

@@ -30,7 +30,7 @@ LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
     "--precision",
     default=None,
     metavar="P",
-    help="What it will be compiled in: fp32, fp16, bf16 or w8a8.  [default: fp32]",
+    help="What it will be compiled in: fp32, fp16, bf16 or w8a8.  [default: fp32, or fp16 where the SoC multiplies nothing else]",
 )
 @click.option(
     "--cann",

@@ -1,0 +1,93 @@
+"""`porting check`: verdicts, exit codes, SARIF, and words that claim no more than was done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import porting
+from porting.ascend.checking import BLOCKED, PORTABLE
+from porting.ascend.soc import known_cann
+from porting.cli import main
+from porting.commands.check import command
+from porting.errors import UsageError
+from tests.graph_models import model, node, weight
+
+
+def saved(folder: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> Path:
+    path = folder / "m.onnx"
+    onnx.save(model(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, weights), str(path))
+    return path
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    return saved(tmp_path, [node("MatMul", "x w", "p"), node("Relu", "p", "y")], [weight("w", 4, 4)])
+
+
+@pytest.fixture
+def spectrum(tmp_path: Path) -> Path:
+    """DFT has no entry, and no rewrite."""
+    path = tmp_path / "m.onnx"
+    nodes = [node("DFT", "x", "y", axis=1)]
+    onnx.save(model(nodes, {"x": ["batch", 4, 1]}, {"y": ["batch", 4, 2]}, []), str(path))
+    return path
+
+
+def test_a_portable_graph(plain: Path) -> None:
+    verdict = porting.check(plain, "Ascend310P3")
+    assert verdict.ok and verdict.details["portability"] == PORTABLE and verdict.evidence_level == "static"
+    assert verdict.details["precision"] == "fp16" and verdict.details["precision_mode"] == "--precision_mode_v2=fp16"
+    assert "nothing ran on Ascend" in verdict.line() and "works on" not in json.dumps(verdict.to_dict())
+    assert porting.check(plain, "Ascend910B3").details["precision"] == "fp32"
+
+
+def test_fp32_where_the_matrix_unit_takes_fp16_only(plain: Path) -> None:
+    verdict = porting.check(plain, "Ascend310P3", "fp32")
+    assert verdict.exit_code == 1 and verdict.details["portability"] == BLOCKED
+    assert any("fp16 only" in str(c.value) + c.detail for c in verdict.checks if c.verdict == "fail")
+    assert porting.check(plain, "Ascend910B3", "fp32").ok
+
+
+def test_what_has_no_entry_blocks_and_is_named(spectrum: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        command,
+        [str(spectrum), "--target", "Ascend910B3", "--json", "--quiet", "--sarif", str(tmp_path / "f.sarif")],
+        standalone_mode=False,
+    )
+    assert result.return_value == 1, result.output
+    found = json.loads(result.stdout)
+    blocking = [f for f in found["details"]["findings"] if f["status"] == "blocks"]
+    assert {f["node"] for f in blocking} == {"y"} and all(f["source"] and f["confidence"] for f in blocking)
+    sarif = json.loads((tmp_path / "f.sarif").read_text(encoding="utf-8"))
+    (run,) = sarif["runs"]
+    assert sarif["version"] == "2.1.0" and len(run["results"]) == len(found["details"]["findings"])
+    for one in run["results"]:
+        assert run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] == one["ruleId"]
+    assert {r["level"] for r in run["results"]} >= {"error"}
+
+
+def test_targets_and_releases_that_are_none(plain: Path) -> None:
+    with pytest.raises(UsageError, match="has none"):
+        porting.check(plain, "cpu")
+    with pytest.raises(UsageError):
+        porting.check(plain, "Ascend910B3", cann="1.2.3")
+    with pytest.raises(UsageError, match="unknown target"):
+        porting.check(plain, "Ascend310P9")
+
+
+def test_without_a_release_the_verdict_says_so(plain: Path) -> None:
+    assert "no --cann" in porting.check(plain, "Ascend910B3").details["sources"]
+    release = known_cann()[-1]
+    found = porting.check(plain, "Ascend910B3", cann=release)
+    assert found.details["cann"] == release and "no --cann" not in found.details["sources"]
+
+
+def test_the_help_claims_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    assert "Nothing here ever ran on Ascend" in " ".join(capsys.readouterr().out.split())
