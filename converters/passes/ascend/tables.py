@@ -16,22 +16,51 @@ from ..fold_constants import fold_constants
 from ..infer_shapes import infer_shapes
 from ..remove_unused import remove_unused
 from ..rewriting import ModelPass, copied
+from .arg_max_last import arg_max_last
 from .attention import attention
+from .avg_pool import avg_pool
+from .batch_norm_epsilon import batch_norm_epsilon
+from .cast_saturate import cast_saturate
 from .clean_imports import clean_imports
+from .clip_bounds import clip_bounds
+from .constant_forms import constant_forms
+from .conv_kernel_shape import conv_kernel_shape
 from .dequantize import dequantize
+from .expand_constant import expand_constant
+from .gather_nd_batch import gather_nd_batch
 from .gelu import gelu
+from .gemm_bias import gemm_bias
 from .group_normalization import group_normalization
+from .if_captures import if_captures
+from .int_div import int_div
+from .is_inf import is_inf
 from .layer_normalization import layer_normalization
+from .legal_names import legal_names
 from .linear_contrib import linear_contrib
 from .lower_opset import HIGHEST_OPSET as HIGHEST_OPSET
 from .lower_opset import lower_opset
+from .max_pool_indices import max_pool_indices
+from .mod_fmod import mod_fmod
+from .negative_indices import negative_indices
+from .pad_axes import pad_axes
+from .pad_value import pad_value
+from .reduce_axes import reduce_axes
 from .reduce_norms import reduce_norms
 from .rms_normalization import rms_normalization
 from .rnn import rnn
 from .rotary_embedding import rotary_embedding
+from .scatter_reduction import scatter_reduction
+from .selu import selu
+from .shape_slice import shape_slice
+from .slice_steps import slice_steps
+from .softmax_axis import softmax_axis
+from .split_sizes import split_sizes
 from .swish import swish
 from .tensor_scatter import tensor_scatter
+from .top_k import top_k
+from .transpose_perm import transpose_perm
 from .unroll_loop import unroll_loop
+from .where_int64 import where_int64
 
 Compare = Callable[[str, Graph, Graph], None]
 
@@ -49,15 +78,45 @@ EXPAND: Sequence[tuple[str, ModelPass]] = (
     ("swish", swish),
     ("layer_normalization", layer_normalization),
     ("group_normalization", group_normalization),  # before the opset is lowered, which changes what it means
+    ("cast_saturate", cast_saturate),  # before the opset is lowered, which knows no such attribute
     ("lower_opset", lower_opset),
     ("reduce_norms", reduce_norms),  # at 18 only
 )
 # At opset 18 or below: attributes and forms that the parser reads otherwise than ONNX means them. Add new ones here, one a line.
-REWRITE: Sequence[tuple[str, ModelPass]] = ()
+REWRITE: Sequence[tuple[str, ModelPass]] = (
+    ("pad_axes", pad_axes),
+    ("pad_value", pad_value),  # after pad_axes, which gives it pads of all axes
+    ("shape_slice", shape_slice),
+    ("split_sizes", split_sizes),
+    ("reduce_axes", reduce_axes),
+    ("softmax_axis", softmax_axis),
+    ("transpose_perm", transpose_perm),
+    ("batch_norm_epsilon", batch_norm_epsilon),
+    ("top_k", top_k),
+    ("arg_max_last", arg_max_last),
+    ("mod_fmod", mod_fmod),
+    ("int_div", int_div),
+    ("gemm_bias", gemm_bias),
+    ("clip_bounds", clip_bounds),
+    ("is_inf", is_inf),
+    ("selu", selu),
+    ("gather_nd_batch", gather_nd_batch),
+    ("scatter_reduction", scatter_reduction),
+    ("negative_indices", negative_indices),  # after scatter_reduction, which reads indices as they stand
+    ("conv_kernel_shape", conv_kernel_shape),
+    ("max_pool_indices", max_pool_indices),
+    ("avg_pool", avg_pool),
+    ("where_int64", where_int64),  # after what makes a Where
+    ("expand_constant", expand_constant),
+    ("slice_steps", slice_steps),  # last: others make slices
+    ("constant_forms", constant_forms),
+)
 FINISH: Sequence[tuple[str, ModelPass]] = (
     ("fold_constants", fold_constants),  # what the passes compute from fixed sizes
     ("drop_identities", drop_identities),
     ("remove_unused", remove_unused),
+    ("if_captures", if_captures),  # after drop_identities, which would take them away again
+    ("legal_names", legal_names),
     ("clean_imports", clean_imports),  # last: what is imported depends on the nodes that are left
 )
 PASSES: Sequence[tuple[str, ModelPass]] = (*EXPAND, *REWRITE, *FINISH)

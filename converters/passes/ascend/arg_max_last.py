@@ -1,0 +1,28 @@
+"""ArgMax(x, select_last_index=1) -> (n - 1) - ArgMax(x backwards), n the fixed size of the axis. ArgMin the same.
+
+Why: CANN's parser refuses select_last_index=1.
+
+Left alone: an axis that is not fixed.
+Bound: none needed, the bits are the same.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .making import Maker, fixed, node_pass
+
+
+def _last(make: Maker) -> ir.Value | None:
+    if not make.int("select_last_index", 0):
+        return None
+    x, axis = make.input(0), make.int("axis", 0)
+    size = fixed(x, axis)
+    backwards = make("Gather", x, make.ints(*reversed(range(size))), axis=axis)
+    first = make(make.node.op_type, backwards, axis=axis, keepdims=make.int("keepdims", 1))
+    return make("Sub", make.number(size - 1), first)
+
+
+arg_max_last = node_pass(
+    {("", "ArgMax"): _last, ("", "ArgMin"): _last}, "Rewrite those. Count: nodes rewritten. Source: ONNX ArgMax-13."
+)

@@ -1,0 +1,72 @@
+"""Whether an integer value is known to have no negative numbers, going back over the nodes that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from ..rewriting import made_by
+from .in_place import numbers
+
+DEPTH = 32  # nodes that are followed back; a chain of shape arithmetic is shorter
+UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64, ir.DataType.BOOL)
+# of Abs too: the least integer, which has no absolute value of its own type, is no index
+ALWAYS = ("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Abs", "Relu")
+PASSED_ON = (  # the numbers of the first input, and no others
+    *("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Slice", "Split"),
+    *("Gather", "GatherND", "GatherElements", "ReduceMax", "ReduceMin", "Cast"),
+)
+OF_ALL = (
+    "Concat",
+    "Min",
+    "Add",
+    "Mul",
+    "Div",
+)  # not negative when no input is; sums and products that wrap around are no index
+OF_ANY = ("Max",)
+
+
+def is_nonnegative(value: ir.Value | None, depth: int = DEPTH) -> bool:
+    """True only where it is shown; a value that is fed is not."""
+    if value is None or depth == 0:
+        return False
+    if value.dtype in UNSIGNED:
+        return True
+    array = numbers(value)
+    if array is not None:
+        return array.dtype.kind in "iufb" and bool((array >= 0).all())
+    node = value.producer()
+    if node is None or node.domain != "":
+        return False
+    if node.op_type in ALWAYS:
+        return True
+    if node.op_type == "TopK":
+        return value is node.outputs[1]
+    if node.op_type in PASSED_ON:
+        return is_nonnegative(node.inputs[0], depth - 1)
+    joined = _joined(node.op_type)
+    if joined is not None:
+        return joined(is_nonnegative(v, depth - 1) for v in node.inputs)
+    if node.op_type == "Range":
+        start, step = numbers(node.inputs[0]), numbers(node.inputs[2])
+        return start is not None and step is not None and bool(start >= 0) and bool(step > 0)
+    if node.op_type == "Where":
+        return _is_wrapped(node) or all(is_nonnegative(v, depth - 1) for v in node.inputs[1:])
+    if node.op_type == "Clip":
+        return len(node.inputs) > 1 and node.inputs[1] is not None and is_nonnegative(node.inputs[1], depth - 1)
+    if node.op_type == "Mod":
+        divisor = numbers(node.inputs[1])
+        return "fmod" not in node.attributes and divisor is not None and bool((divisor > 0).all())
+    return False
+
+
+def _joined(op_type: str) -> Callable[..., bool] | None:
+    return all if op_type in OF_ALL else any if op_type in OF_ANY else None
+
+
+def _is_wrapped(node: ir.Node) -> bool:
+    """Where(i < 0, i + n, i), as negative_indices writes it: in range it is an index that counts from the front."""
+    index = node.inputs[2]
+    asked, added = made_by(node.inputs[0], "Less"), made_by(node.inputs[1], "Add")
+    return asked is not None and added is not None and asked.inputs[0] is index and added.inputs[0] is index
