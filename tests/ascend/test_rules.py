@@ -74,6 +74,42 @@ def test_a_finding_names_its_node_and_what_matched(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("attributes", "slow"),
+    [
+        ({"kernel_shape": [256, 1]}, True),
+        ({"kernel_shape": [255, 1]}, False),
+        ({"kernel_shape": [16, 16]}, False),
+        ({"kernel_shape": [257]}, True),
+        ({"kernel_shape": [2, 2], "strides": [64, 1]}, True),
+        ({"kernel_shape": [2, 2], "strides": [63, 63]}, False),
+    ],
+)
+def test_windows_that_fall_to_the_ai_cpu(attributes: dict[str, Any], slow: bool) -> None:
+    assert ("pool-window" in ids(One("MaxPool", ["float32[1,1,512,512]"], attributes))) == slow
+
+
+@pytest.mark.parametrize(
+    ("attributes", "beyond"),
+    [
+        ({"pads": [0, 256, 0, 0]}, True),
+        ({"dilations": [256, 1]}, True),
+        ({"kernel_shape": [1, 256]}, True),
+        ({"pads": [255] * 4}, False),
+    ],
+)
+def test_convolutions_beyond_their_page(attributes: dict[str, Any], beyond: bool) -> None:
+    assert ("conv-limits" in ids(One("Conv", ["float32[1,1,8,8]", "float32[1,1,2,2]"], attributes))) == beyond
+
+
+def test_a_mask_that_nobody_reads_is_no_trap() -> None:
+    read = One("Dropout", outputs=[D2, "bool[2,3]"])
+    (node,) = read.facts().nodes
+    mask = replace(node.outputs[1], used=False)
+    unread = replace(read, change={"nodes": (replace(node, outputs=(node.outputs[0], mask)),)})
+    assert "dropout-mask" in ids(read) and "dropout-mask" not in ids(unread)
+
+
 # --- the base -----------------------------------------------------------------------------------------------------
 
 
