@@ -36,12 +36,8 @@ def in_branches(graph: Graph) -> Graph:
     for label in ("yes", "no"):
         made = {name: f"{name}_{label}" for node in proto.graph.node for name in node.output if name}
         branch = onnx.GraphProto(name=label)
-        for node in proto.graph.node:
-            copy = branch.node.add()
-            copy.CopyFrom(node)
-            copy.name = f"{node.name}_{label}"
-            copy.input[:] = [made.get(name, name) for name in node.input]
-            copy.output[:] = [made.get(name, name) for name in node.output]
+        branch.node.extend(proto.graph.node)
+        _rename(branch, made, label)
         for value in proto.graph.output:
             branch.output.add().CopyFrom(value)
             branch.output[-1].name = made[value.name]
@@ -54,6 +50,17 @@ def in_branches(graph: Graph) -> Graph:
     outer = named(ir.serde.deserialize_model(proto))
     infer_shapes.change(outer.model)
     return outer
+
+
+def _rename(body: onnx.GraphProto, made: Mapping[str, str], label: str) -> None:
+    """Nodes after their branch, and values of the graph around the If as they are called now, in bodies too."""
+    for node in body.node:
+        node.name = f"{node.name}_{label}"
+        node.input[:] = [made.get(name, name) for name in node.input]
+        node.output[:] = [made.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g, made, label)
 
 
 def require_lowered(

@@ -57,10 +57,13 @@ def _rewritten(make: Maker, rewrite: Rewrite) -> bool:
     return True
 
 
+Int, Float = int, float  # the class has methods of those names
+
+
 class Maker:
     """Makes nodes in front of one that is to go."""
 
-    def __init__(self, node: ir.Node, names: Names, opset: int) -> None:
+    def __init__(self, node: ir.Node, names: Names, opset: Int) -> None:
         assert isinstance(node.graph, ir.Graph)
         self.node, self.opset, self._names, self._graph = node, opset, names, node.graph
         self._made: list[ir.Node] = []
@@ -68,26 +71,26 @@ class Maker:
 
     # --- what the node says -------------------------------------------------------------------------------------------
 
-    def input(self, place: int) -> ir.Value:
+    def input(self, place: Int) -> ir.Value:
         """An input that has to be there. raises: Refused"""
         value = self.optional(place)
         if value is None:
             raise Refused(f"input {place} is left out")
         return value
 
-    def optional(self, place: int) -> ir.Value | None:
+    def optional(self, place: Int) -> ir.Value | None:
         return self.node.inputs[place] if place < len(self.node.inputs) else None
 
-    def int(self, name: str, default: int) -> int:
+    def int(self, name: str, default: Int) -> Int:
         return self.node.attributes[name].as_int() if name in self.node.attributes else default
 
-    def float(self, name: str, default: float) -> float:
+    def float(self, name: str, default: Float) -> Float:
         return self.node.attributes[name].as_float() if name in self.node.attributes else default
 
     def text(self, name: str, default: str) -> str:
         return self.node.attributes[name].as_string() if name in self.node.attributes else default
 
-    def used(self, place: int) -> bool:
+    def used(self, place: Int) -> bool:
         """Whether somebody reads an output."""
         outputs = self.node.outputs
         return place < len(outputs) and bool(outputs[place].uses() or outputs[place].is_graph_output())
@@ -97,7 +100,7 @@ class Maker:
     def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         return self.several(op_type, 1, *inputs, **attributes)[0]
 
-    def several(self, op_type: str, outputs: int, *inputs: ir.Value | None, **attributes: Any) -> Sequence[ir.Value]:
+    def several(self, op_type: str, outputs: Int, *inputs: ir.Value | None, **attributes: Any) -> Sequence[ir.Value]:
         made = node_like(self.node, op_type, inputs, outputs=outputs, suffix=f"/{op_type}", **attributes)
         made.name = self._names.free(str(made.name))
         for i, output in enumerate(made.outputs):
@@ -105,13 +108,13 @@ class Maker:
         self._made.append(made)
         return made.outputs
 
-    def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int], keepdims: int = 1) -> ir.Value:
+    def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int], keepdims: Int = 1) -> ir.Value:
         """A reduction over axes that are known, written as the opset wants them."""
         if self.opset >= AXES_AS_INPUT or op_type == "ReduceSum":
             return self(op_type, value, self.ints(*axes), keepdims=keepdims)
         return self(op_type, value, axes=list(axes), keepdims=keepdims)
 
-    def size(self, value: ir.Value, axis: int) -> ir.Value:
+    def size(self, value: ir.Value, axis: Int) -> ir.Value:
         """() int64: one dimension, a constant where it is fixed."""
         known = dimension(value, axis)
         return self.number(known) if known is not None else self("Gather", self("Shape", value), self.number(axis), axis=0)
@@ -123,13 +126,13 @@ class Maker:
             return self.constant(np.arange(int(known.numpy()), dtype=np.int64))
         return self("Range", self.number(0), count, self.number(1))
 
-    def unsqueeze(self, value: ir.Value, *axes: int) -> ir.Value:
+    def unsqueeze(self, value: ir.Value, *axes: Int) -> ir.Value:
         return self("Unsqueeze", value, self.ints(*axes)) if axes else value
 
-    def reshape(self, value: ir.Value, *sizes: int) -> ir.Value:
+    def reshape(self, value: ir.Value, *sizes: Int) -> ir.Value:
         return self("Reshape", value, self.ints(*sizes))
 
-    def part(self, value: ir.Value, start: int, stop: int, axis: int) -> ir.Value:
+    def part(self, value: ir.Value, start: Int, stop: Int, axis: Int) -> ir.Value:
         """Elements start .. stop - 1 along one axis."""
         return self("Slice", value, self.ints(start), self.ints(stop), self.ints(axis), self.ints(1))
 
@@ -139,13 +142,13 @@ class Maker:
 
     # --- constants ----------------------------------------------------------------------------------------------------
 
-    def ints(self, *numbers: int) -> ir.Value:
+    def ints(self, *numbers: Int) -> ir.Value:
         return self.constant(np.asarray(numbers, np.int64))
 
-    def number(self, number: int) -> ir.Value:
+    def number(self, number: Int) -> ir.Value:
         return self.constant(np.asarray(number, np.int64))
 
-    def scalar(self, number: float, dtype: ir.DataType) -> ir.Value:
+    def scalar(self, number: Float, dtype: ir.DataType) -> ir.Value:
         """() of a float type: the nearest number that it has."""
         return self.constant(np.asarray(number, np.float64).astype(dtype.numpy()))
 

@@ -57,7 +57,10 @@ def _trips(node: ir.Node) -> int | None:
 
 
 def _is_true(value: ir.Value) -> bool:
+    constant = made_by(value, "Constant")  # an output of a body is no initializer
     tensor = frozen(value)
+    if constant is not None and "value" in constant.attributes:
+        tensor = constant.attributes["value"].as_tensor()
     return tensor is not None and bool(tensor.numpy().all())
 
 
