@@ -57,7 +57,8 @@ def _rewritten(make: Maker, rewrite: Rewrite) -> bool:
     return True
 
 
-Int, Float = int, float  # the class has methods of those names
+Int = int  # the class has methods of the names of both
+Float = float
 
 
 class Maker:
