@@ -20,6 +20,7 @@ from .arg_max_last import arg_max_last
 from .attention import attention
 from .avg_pool import avg_pool
 from .batch_norm_epsilon import batch_norm_epsilon
+from .branch_weights import branch_weights
 from .cast_saturate import cast_saturate
 from .clean_imports import clean_imports
 from .clip_bounds import clip_bounds
@@ -31,6 +32,7 @@ from .gather_nd_batch import gather_nd_batch
 from .gelu import gelu
 from .gemm_bias import gemm_bias
 from .group_normalization import group_normalization
+from .gru_reset import gru_reset
 from .if_captures import if_captures
 from .int_div import int_div
 from .is_inf import is_inf
@@ -39,6 +41,7 @@ from .legal_names import legal_names
 from .linear_contrib import linear_contrib
 from .lower_opset import HIGHEST_OPSET as HIGHEST_OPSET
 from .lower_opset import lower_opset
+from .lstm_layout import lstm_layout
 from .max_pool_indices import max_pool_indices
 from .mod_fmod import mod_fmod
 from .negative_indices import negative_indices
@@ -84,6 +87,8 @@ EXPAND: Sequence[tuple[str, ModelPass]] = (
 )
 # At opset 18 or below: attributes and forms that the parser reads otherwise than ONNX means them. Add new ones here, one a line.
 REWRITE: Sequence[tuple[str, ModelPass]] = (
+    ("lstm_layout", lstm_layout),  # what they make is rewritten too
+    ("gru_reset", gru_reset),
     ("pad_axes", pad_axes),
     ("pad_value", pad_value),  # after pad_axes, which gives it pads of all axes
     ("shape_slice", shape_slice),
@@ -115,6 +120,7 @@ FINISH: Sequence[tuple[str, ModelPass]] = (
     ("fold_constants", fold_constants),  # what the passes compute from fixed sizes
     ("drop_identities", drop_identities),
     ("remove_unused", remove_unused),
+    ("branch_weights", branch_weights),
     ("if_captures", if_captures),  # after drop_identities, which would take them away again
     ("legal_names", legal_names),
     ("clean_imports", clean_imports),  # last: what is imported depends on the nodes that are left
