@@ -37,6 +37,8 @@ def cases(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     queries, new = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     flat, cached = draw(st.booleans()), draw(st.sampled_from(["no", "past", "filled"]))
     past = draw(st.integers(1, 4)) if cached == "past" else 0
+    if past and queries == 1:
+        new = 1  # onnxruntime 1.31 lets one query behind a past see all new keys, where the standard hides those behind it
     free = draw(st.booleans())  # sizes of the batch and the positions are not known
     total = past + new
 
