@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from porting.errors import CheckpointError, OutOfResources, UnsupportedModel, UsageError, nearest
 from porting.port_folder import Port
@@ -16,9 +16,13 @@ from porting.sources import opened
 from porting.targets import Target, find_target, resolve_precision
 from porting.types import Checkpoint, Graph, GraphSource, is_graph
 
+if TYPE_CHECKING:
+    from porting.ascend.checking import Judged
+
 LANGUAGE_MODEL = "causal-lm"  # what a port is, as port.json says it; the default of an architecture's KIND
 ENCODER = "encoder"
 GRAPH = "graph"
+ASCEND = "ascend"  # the kind of target
 # onnxruntime 1.28 is the first whose Attention aligns the causal mask of a padded cache rightly; older ones also lack TensorScatter
 MIN_RUNTIME = {"onnxruntime": "1.28"}
 
@@ -77,6 +81,15 @@ def canonical_graph(source: Checkpoint | GraphSource, highest_opset: int | None 
     return Canonical(graph, getattr(module, "KIND", LANGUAGE_MODEL), name, source, dict(source.config), weights.finish())
 
 
+def highest_opset_of(target: Target) -> int | None:
+    """To which opset a graph is raised for a target; None for the newest that is known."""
+    if target.kind != ASCEND:
+        return None
+    from porting.converters.passes.ascend.tables import HIGHEST_OPSET
+
+    return HIGHEST_OPSET
+
+
 def graph_config(source: GraphSource) -> dict[str, Any]:
     """What port.json says of a model that came as a graph."""
     return {**source.facts, "inputs": [str(i) for i in source.inputs], "outputs": [str(o) for o in source.outputs]}
@@ -85,8 +98,11 @@ def graph_config(source: GraphSource) -> dict[str, Any]:
 def precision_of(canonical: Canonical, target: Target, precision: str | None) -> str:
     """The precision to write, see `resolve_precision`. A graph keeps what it computes in: "fp32", or "source" where it holds half floats.
 
+    For Ascend the graph keeps what it is too; what it is compiled in is the compiler's mode.
     raises: UsageError
     """
+    if target.kind == ASCEND:
+        return "source" if is_graph(canonical.source) and _half_floats(canonical.graph) else "fp32"
     if not is_graph(canonical.source):
         return resolve_precision(target, precision, {t.dtype for t in canonical.source.tensors.values()})
     resolve_precision(target, None, set())  # is the target written at all
@@ -129,6 +145,7 @@ def convert(
     dynamic: Mapping[str, Any] | None = None,
     state: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
+    cann: str | None = None,
 ) -> Port:
     """Convert a model into a port. Nothing is compared here: `validate` does that.
 
@@ -147,19 +164,24 @@ def convert(
     dynamic:        of a torch module: input name -> {axis: name} of the dimensions that are free
     state:          input name -> output name of what a graph carries from run to run
     allow_pickle:   run the code that is in a .pt2, a TorchScript file or a pickle
-    raises:         PortingError with the exit code of the command
+    cann:           of an Ascend target: the release that it will be compiled with; every one that is known when left out
+    raises:         PortingError with the exit code of the command; UnsupportedModel where the rules for an Ascend target block it
     """
     wanted = find_target(target)
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with opened(source, **options) as found:
-        canonical = canonical_graph(found)
+        canonical = canonical_graph(found, highest_opset_of(wanted))
+        ascend = judged_for_target(canonical, wanted, precision, cann)
+        if ascend is not None:
+            ascend.require_portable()
         return write_canonical(
             canonical,
             destination,
             wanted,
             precision_of(canonical, wanted, precision),
+            ascend=ascend,
             weights=weights,
             max_ram=max_ram,
             force=force,
@@ -167,6 +189,21 @@ def convert(
             stop_after=stop_after,
             progress=progress,
         )
+
+
+def judged_for_target(canonical: Canonical, target: Target, precision: str | None, cann: str | None) -> Judged | None:
+    """What the rules say of a model for an Ascend target, and its lowered graph; None for every other. raises: UsageError"""
+    if target.kind != ASCEND:
+        if cann is not None:
+            raise UsageError(
+                f"{target.name} is not compiled with CANN", where="--cann", next="leave it out, or name an Ascend target"
+            )
+        return None
+    from porting.ascend.checking import default_precision, judged
+    from porting.ascend.soc import find_cann, find_soc
+
+    soc = find_soc(target.name)
+    return judged(canonical.graph, soc, find_cann(cann), precision or default_precision(soc))
 
 
 def output_and_examples(second: Any, output: str | Path | None, example_inputs: Any) -> tuple[Path, Any]:
@@ -196,6 +233,7 @@ def write_canonical(
     target: Target,
     precision: str,
     *,
+    ascend: Judged | None = None,
     weights: str = "link",
     max_ram: int | None = None,
     force: bool = False,
@@ -203,14 +241,22 @@ def write_canonical(
     stop_after: str | None = None,
     progress: Any = silent,
 ) -> Port:
-    """Lower a canonical graph to its target and write the port. As `convert`, which has the arguments."""
+    """Lower a canonical graph to its target and write the port. As `convert`, which has the arguments.
+
+    ascend: the graph as it is lowered already, of an Ascend target
+    """
     from porting.converters.passes.tables import lower
 
     source = canonical.source
     side = {} if is_graph(source) else dict(source.side_files())
     if max_ram is not None:
         require_ram(canonical, precision, max_ram, sum(map(len, side.values())))
-    graph, applied = lower(canonical.graph, target.kind, precision, stop_after)
+    if ascend is None:
+        graph, applied = lower(canonical.graph, target.kind, precision, stop_after)
+    elif stop_after is not None:
+        raise UsageError(f"the passes for {target.name} run as a whole", where="--stop-after", next="leave it out")
+    else:
+        graph, applied = ascend.lowered, [dict(one) for one in ascend.applied if one["changes"]]
     manifest = {
         "kind": canonical.kind,
         "architecture": canonical.architecture,
@@ -220,6 +266,7 @@ def write_canonical(
         "tensors": canonical.tensors,
         "passes": [*canonical.applied, *applied],
         "min_runtime": MIN_RUNTIME,
+        **({"ascend": ascend.manifest()} if ascend is not None else {}),
     }
     files = Source(source.format, tuple(source.files), side)
     kept = kept_weights(source, weights)

@@ -180,7 +180,7 @@ def judge_quantised(
     return Verdict.from_checks(
         command,
         checks,
-        evidence_level=evidence_level(device),
+        evidence_level=evidence_level(device, port.manifest["target"]),
         reference=judgement.reference.kind,
         source=port.path.name,
         target=port.manifest["target"],

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import Canonical, canonical_graph, kept_weights, precision_of
+from porting.conversion import ASCEND, Canonical, canonical_graph, kept_weights, precision_of
 from porting.errors import UsageError, nearest
 from porting.port_layout import Layout, not_worth_linking, serialised
 from porting.sources import opened
@@ -126,7 +126,7 @@ def _plan(canonical: Canonical, wanted: Target, chosen: str, weights: str, side_
         size = fp32_bytes = _graph_bytes(canonical.graph)
     else:
         size, fp32_bytes = weight_bytes(source, chosen), weight_bytes(source, "fp32")
-    if is_graph(source) or chosen in wanted.precisions:
+    if wanted.kind != ASCEND and (is_graph(source) or chosen in wanted.precisions):
         target_graph, _ = lower(canonical.graph, wanted.kind, chosen)
         layout = _layout(target_graph, kept_weights(source, weights))
         linked, written = layout.linked_bytes, layout.size + len(serialised(target_graph, layout)) + side_bytes

@@ -132,7 +132,7 @@ def judge(
     return Verdict.from_checks(
         command,
         checks,
-        evidence_level=evidence_level(device),
+        evidence_level=evidence_level(device, port.manifest["target"]),
         reference=reference.kind,
         source=port.path.name,
         target=port.manifest["target"],

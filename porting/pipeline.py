@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from porting.conversion import GRAPH, canonical_graph, output_and_examples, precision_of, write_canonical
+from porting.conversion import (
+    GRAPH,
+    canonical_graph,
+    highest_opset_of,
+    judged_for_target,
+    output_and_examples,
+    precision_of,
+    write_canonical,
+)
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable
 from porting.inputs import paths_of
@@ -41,12 +49,15 @@ def port(
     dynamic: Mapping[str, Any] | None = None,
     state: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
+    cann: str | None = None,
 ) -> Verdict:
     """Convert `source` into a port, compare it with a reference, and write the evidence into it.
 
     source:  as `porting.convert` takes it; so are `output_or_examples`, `output`, `example_inputs`, `dynamic`, `state`, `allow_pickle`
     against: a golden; the original when left out (transformers for a checkpoint, else the untouched file or module itself)
     inputs:  .npz files to validate on, in place of the built-in or generated inputs
+    cann:    as `porting.convert` takes it. For an Ascend target the lowered graph is compared on `device`, which shows that it computes the same
+             and nothing about Ascend: level "static". What the rules block is a verdict that fails, and no port is written
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
     raises:  what `convert` and `validate` raise; a missing device or reference is found before anything is written
     """
@@ -58,7 +69,12 @@ def port(
     files = paths_of(inputs)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with opened(source, inputs=files, **options) as found:
-        canonical = canonical_graph(found)
+        canonical = canonical_graph(found, highest_opset_of(wanted))
+        ascend = judged_for_target(canonical, wanted, precision, cann)
+        if ascend is not None and ascend.portability == "blocked":
+            from porting.ascend.checking import source_name, verdict_of
+
+            return verdict_of(ascend, "port", source_name(canonical), wanted, time.perf_counter() - start)
         chosen = precision_of(canonical, wanted, precision)
         if against is None:
             judgement = judgement_of_source(canonical, files)
@@ -68,7 +84,9 @@ def port(
         with progress(f"reference: {judgement.description}", 1, unit="runs") as advance:
             judgement.prepare()
             advance(1)
-        made = write_canonical(canonical, destination, wanted, chosen, weights=weights, force=force, progress=progress)
+        made = write_canonical(
+            canonical, destination, wanted, chosen, ascend=ascend, weights=weights, force=force, progress=progress
+        )
         verdict = judgement.judge(made, device, command="port", progress=progress)
         details = {
             **verdict.details,

@@ -74,9 +74,9 @@ def resolve_precision(target: Target, precision: str | None, stored: set[str]) -
     wanted = stored_precision(stored) if precision == "source" else precision or "fp32"
     if not target.precisions:
         raise UsageError(
-            f"converting for {target.name} is not possible yet: only cpu and cuda graphs are written by this version",
-            where="--target",
-            next="`porting plan` and `porting inspect` know the target",
+            f"{target.name} takes a graph as it is: what it is compiled in is the mode of its compiler",
+            where="--precision",
+            next="`porting check --target SOC -p P`",
         )
     if wanted not in target.precisions:
         raise UsageError(

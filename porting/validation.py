@@ -34,7 +34,7 @@ def validate(
     raises:        PortError, InputError, DeviceUnavailable, EvidenceUnavailable
     """
     opened_port = open_port(port)
-    require_evidence(device, require_level)
+    require_evidence(device, require_level, opened_port.manifest["target"])
     opened_port.verify()  # the verdict names the port by the hash of port.json: its files must be those that are listed there
     with judgement_for(opened_port, against, device, paths_of(inputs), options) as judgement:
         return judgement.judge(opened_port, device, progress=progress)

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from porting.weights import stream_of
+
 from .constants_to_initializers import kept_outside
 from .evaluation import GROWING, MOVES, evaluate, is_exact
 from .rewriting import ModelPass, bodies_of, frozen, new_initializer
@@ -34,10 +36,22 @@ TRACKED = 64  # elements of a shape that is followed; no rank is higher
 @ModelPass
 def fold_constants(model: ir.Model) -> int:
     """Count: nodes whose value became an initializer. Shapes must have been inferred. Leaves behind what only they read."""
+    return _fold(model, weights=True)
+
+
+@ModelPass
+def fold_sizes(model: ir.Model) -> int:
+    """The same, but a weight that lies in a file stays as it is, under the name that it has there."""
+    return _fold(model, weights=False)
+
+
+def _fold(model: ir.Model, weights: bool) -> int:
     folding = _Folding(model.graph.opset_imports.get("", 1), {})
     changes = 0
     for body in bodies_of(model):
         for node in list(body):
+            if not weights and any(_in_a_file(value) for value in node.inputs):
+                continue
             results = None if node.domain else folding.value_of(node)
             if results is None or any(v.is_graph_output() for v in node.outputs):
                 continue
@@ -49,6 +63,11 @@ def fold_constants(model: ir.Model) -> int:
             body.remove(node, safe=True)
             changes += 1
     return changes
+
+
+def _in_a_file(value: ir.Value | None) -> bool:
+    tensor = frozen(value)
+    return tensor is not None and stream_of(tensor) is not None
 
 
 @dataclass

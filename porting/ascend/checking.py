@@ -18,7 +18,7 @@ from porting.ascend.rules import Finding, judge
 from porting.ascend.soc import Soc, find_cann, find_soc
 from porting.ascend.work import share_of
 from porting.conversion import Canonical, canonical_graph
-from porting.errors import UsageError
+from porting.errors import UnsupportedModel, UsageError
 from porting.progress import silent
 from porting.sources import opened
 from porting.targets import Target, find_target
@@ -53,6 +53,29 @@ class Judged:
     @property
     def portability(self) -> str:
         return BLOCKED if self.blocking or self.mode.blocker else REWRITTEN if self.mended else PORTABLE
+
+    def require_portable(self) -> None:
+        """raises: UnsupportedModel naming what blocks"""
+        failed = [one for one in checks_of(self) if one.verdict != "pass"]
+        if failed:
+            raise UnsupportedModel(
+                f"blocked for {self.soc.name}: {failed[0].sentence()}"
+                + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""),
+                where=failed[0].where,
+                next=failed[0].detail or "`porting check` lists everything that is in the way",
+            )
+
+    def manifest(self) -> dict[str, Any]:
+        """What port.json keeps: JSON types only."""
+        return {
+            "soc": self.soc.name,
+            "cann": self.cann,
+            "precision": self.precision,
+            "precision_mode": self.mode.argument,
+            "portability": self.portability,
+            "mended": sorted({f.rule.id for f in self.mended}),
+            "noted": sorted({f.rule.id for f in self.noted}),
+        }
 
 
 def judged(graph: Graph, soc: Soc, cann: str | None = None, precision: str = "fp32") -> Judged:
@@ -104,16 +127,21 @@ def check(
         result = judged(canonical.graph, soc, release, chosen)
         advance(1)
         name = source_name(canonical)
+    return verdict_of(result, "check", name, wanted, time.perf_counter() - start)
+
+
+def verdict_of(result: Judged, command: str, source: str, target: Target, seconds: float) -> Verdict:
+    """What the rules alone say: level "static"."""
     return Verdict.from_checks(
-        "check",
+        command,
         checks_of(result),
         evidence_level="static",
         reference="upstream",
-        source=name,
-        target=wanted.name,
+        source=source,
+        target=target.name,
         device="none",
-        seconds=round(time.perf_counter() - start, 3),
-        details={"portability": result.portability, **details_of(result), "notes": [*wanted.notes, *soc.notes]},
+        seconds=round(seconds, 3),
+        details={"portability": result.portability, **details_of(result), "notes": [*target.notes, *result.soc.notes]},
         not_shown="nothing ran on Ascend",
     )
 

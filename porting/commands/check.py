@@ -32,12 +32,7 @@ LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
     metavar="P",
     help="What it will be compiled in: fp32, fp16, bf16 or w8a8.  [default: fp32, or fp16 where the SoC multiplies nothing else]",
 )
-@click.option(
-    "--cann",
-    default=None,
-    metavar="VERSION",
-    help="The CANN release that it will be compiled with.  [default: all that are known]",
-)
+@options.cann
 @click.option(
     "--sarif",
     type=click.Path(dir_okay=False, path_type=Path),

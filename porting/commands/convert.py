@@ -14,6 +14,7 @@ from . import options
 @options.output("port")
 @options.target
 @options.precision
+@options.cann
 @click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Form of the result.")
 @click.option(
     "--max-ram", type=options.Size(), metavar="SIZE", help="Refuse to start when the forecast is above this, as in 4GiB."
@@ -30,6 +31,7 @@ def command(
     output: Path,
     target: str,
     precision: str | None,
+    cann: str | None,
     to: str,
     max_ram: int | None,
     weights: str | None,
@@ -61,6 +63,7 @@ def command(
             resume=resume,
             stop_after=stop_after,
             progress=options.progress(quiet),
+            cann=cann,
         )
     m = port.manifest
     result = {

@@ -32,7 +32,13 @@ precision = click.option(
     "--precision",
     default=None,
     metavar="P",
-    help="fp32, int8, int4 (weights), or source for the checkpoint's own.  [default: fp32]",
+    help="fp32, int8, int4 (weights), or source for the checkpoint's own.  [default: fp32]  For Ascend what it will be compiled in: fp32, fp16, bf16.",
+)
+cann = click.option(
+    "--cann",
+    default=None,
+    metavar="VERSION",
+    help="For an Ascend target: the CANN release that it will be compiled with.  [default: all that are known]",
 )
 device = click.option(
     "--device",

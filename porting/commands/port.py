@@ -14,6 +14,7 @@ from . import options
 @options.output("port")
 @options.target
 @options.precision
+@options.cann
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -31,6 +32,7 @@ def command(
     output: Path,
     target: str,
     precision: str | None,
+    cann: str | None,
     against: Path | None,
     device: str,
     inputs: tuple[Path, ...],
@@ -61,5 +63,6 @@ def command(
             weights=kept,
             force=force,
             progress=options.progress(quiet),
+            cann=cann,
         )
     return options.emit_verdict(verdict, as_json, junit)

@@ -62,7 +62,7 @@ def test_force_leaves_no_older_evidence(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"target": "Ascend910B3"}, UsageError, "not possible yet"),
+        ({"cann": "8.5"}, UsageError, "not compiled with CANN"),
         ({"precision": "fp16"}, UsageError, "fp16"),
         ({"device": "cuda"}, DeviceUnavailable, "cuda"),
         ({"device": "cpi"}, UsageError, "cpi"),

@@ -235,7 +235,7 @@ def test_a_device_that_computes_nothing_never_passes(port: Port, golden_file: Pa
     )
     verdict = validate(port.path, golden_file, "null")
     assert (verdict.verdict, verdict.evidence_level, verdict.exit_code) == ("fail", "simulated", 1)
-    with pytest.raises(EvidenceUnavailable, match="null gives simulated evidence, hardware is required"):
+    with pytest.raises(EvidenceUnavailable, match="null gives simulated evidence of a port for cpu, hardware is required"):
         validate(port.path, golden_file, "null", require_level="hardware")
     with pytest.raises(UsageError, match="no evidence level"):
         validate(port.path, golden_file, require_level="hearsay")

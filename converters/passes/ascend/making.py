@@ -109,7 +109,7 @@ class Maker:
         self._made.append(made)
         return made.outputs
 
-    def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int], keepdims: Int = 1) -> ir.Value:
+    def reduce(self, op_type: str, value: ir.Value, axes: Sequence[Int], keepdims: Int = 1) -> ir.Value:
         """A reduction over axes that are known, written as the opset wants them."""
         if self.opset >= AXES_AS_INPUT or op_type == "ReduceSum":
             return self(op_type, value, self.ints(*axes), keepdims=keepdims)
