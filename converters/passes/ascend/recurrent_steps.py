@@ -164,7 +164,7 @@ def by_steps(make: Maker, value: ir.Value | None) -> ir.Value | None:
 def swapped(make: Maker, value: ir.Value) -> ir.Value:
     made = make("Transpose", value, perm=[1, 0, 2])
     if value.shape is not None:
-        made.shape, made.dtype = ir.Shape([value.shape[1], value.shape[0], value.shape[2]]), value.dtype
+        made.shape, made.type = ir.Shape([value.shape[1], value.shape[0], value.shape[2]]), value.type
     return made
 
 

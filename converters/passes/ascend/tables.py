@@ -12,7 +12,7 @@ from porting.ascend.rules import rules
 from porting.types import Graph
 
 from ..drop_identities import drop_identities
-from ..fold_constants import fold_constants
+from ..fold_constants import fold_sizes
 from ..infer_shapes import infer_shapes
 from ..remove_unused import remove_unused
 from ..rewriting import ModelPass, copied
@@ -117,7 +117,7 @@ REWRITE: Sequence[tuple[str, ModelPass]] = (
     ("constant_forms", constant_forms),
 )
 FINISH: Sequence[tuple[str, ModelPass]] = (
-    ("fold_constants", fold_constants),  # what the passes compute from fixed sizes
+    ("fold_constants", fold_sizes),  # what the passes compute from fixed sizes
     ("drop_identities", drop_identities),
     ("remove_unused", remove_unused),
     ("branch_weights", branch_weights),
