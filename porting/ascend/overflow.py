@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
 from porting.ascend.activations import Cases, observed, require_feeds, runs
+from porting.ascend.branches_taken import grouped_by_branches
 from porting.ascend.graph_at_hand import AtHand, at_hand
 from porting.ascend.half_formats import FORMATS, Format, Magnitudes
 from porting.ascend.overflow_places import NodeForecast, Unseen, node_forecasts, unseen
@@ -41,7 +42,7 @@ class OutputForecast:
 
     error:       relative L2; of integers and booleans the share of elements that differ
     significand: the same when only the significand is shortened
-    bound:       what `error` may be
+    bound:       what `error` may be: the range may cost as much again as the significand does, or typically would
     """
 
     name: str
@@ -74,7 +75,7 @@ class Forecast:
     saturates:      what becomes of an overflow: True: the largest number, and NaN becomes 0; False: Inf; None: unknown, taken to be Inf
     kept:           nodes that computed in float32
     cannot_be_kept: nodes that should be or were asked to be, and cannot on this SoC -> why
-    nodes:          every node of the main graph that computes, in order
+    nodes:          every node of the main graph, and of the branches that were taken, that computes, in order
     outputs:        what became of the outputs
     weights:        constants that are clipped or vanish
     unseen:         what the forecast does not look into
@@ -152,34 +153,69 @@ def forecast(
     """
     if precision not in FORMATS:
         raise UsageError(f"no forecast for {precision!r}", where="precision", next=nearest(precision, list(FORMATS)))
-    form, cases = FORMATS[precision], [feeds] if isinstance(feeds, Mapping) else list(feeds)
+    cases = [feeds] if isinstance(feeds, Mapping) else list(feeds)
     with at_hand(source) as graph:
-        from porting.noisy_original import types_of
-
         _require_opset(graph.model)
         require_feeds(graph.model, cases)
-        types = types_of(graph.model, graph.folder, cases[0])
         operators = {node_label(node): node.op_type for _, node in nodes_of(graph.model.graph)}
         _require_nodes(keep, operators)
         refused = {name: why for name in keep if soc and (why := cannot_keep(soc, operators[name]))}
         kept = frozenset(keep) - refused.keys()
-        found = observed(graph, types, cases, form)
-        trial = Rounding(form, kept, bool(soc and soc.saturates))
-        peaks, ended = _trial(graph, types, trial, cases, [name for name, size in found.sizes.items() if size])
-        _, shortened = _trial(graph, types, Rounding(form, kept, ranged=False), cases, [])
-        nodes = node_forecasts(graph.model.graph, types, found.found, peaks, kept, form)
-        refused |= {n.name: why for n in nodes if n.overflows and soc and (why := cannot_keep(soc, n.op))}
-        return Forecast(
-            precision,
-            soc.saturates if soc else None,
-            tuple(name for name in operators if name in kept),
-            refused,
-            tuple(nodes),
-            tuple(_outputs(found.outputs, ended, shortened, form)),
-            tuple(_weights(graph.model.graph, types, kept, found.found)),
-            tuple(unseen(graph.model.graph, types, found.found, form)),
-            tuple(_notes(found.outputs, found.found, soc, form)),
-        )
+        found = [_forecast(taken, group, kept, refused, soc, precision) for taken, group in grouped_by_branches(graph, cases)]
+        order = {name: number for number, name in enumerate(operators)}
+        return merged(found, order)
+
+
+def _forecast(
+    graph: AtHand, cases: Cases, kept: frozenset[str], refused: Mapping[str, str], soc: Soc | None, precision: str
+) -> Forecast:
+    """Of a graph without an If, but in loops."""
+    from porting.noisy_original import types_of
+
+    form = FORMATS[precision]
+    types = types_of(graph.model, graph.folder, cases[0])
+    found = observed(graph, types, cases, form)
+    trial = Rounding(form, kept, bool(soc and soc.saturates))
+    peaks, ended = _trial(graph, types, trial, cases, [name for name, size in found.sizes.items() if size])
+    _, shortened = _trial(graph, types, Rounding(form, kept, ranged=False), cases, [])
+    body = graph.model.graph
+    nodes = node_forecasts(body, types, found.found, peaks, kept, form)
+    cannot = {n.name: why for n in nodes if n.overflows and soc and (why := cannot_keep(soc, n.op))}
+    typical = form.unit_roundoff * math.sqrt(_depth(body))
+    return Forecast(
+        precision,
+        soc.saturates if soc else None,
+        tuple(kept),
+        {**refused, **cannot},
+        tuple(nodes),
+        tuple(_outputs(found.outputs, ended, shortened, typical)),
+        tuple(_weights(body, types, kept, found.found)),
+        tuple(unseen(body, types, found.found)),
+        tuple(_notes(found.outputs, found.found, soc, form)),
+    )
+
+
+def merged(found: Sequence[Forecast], order: Mapping[str, int]) -> Forecast:
+    """Of the same graph on cases that take different branches. order: node -> its place, for those that only some took"""
+    nodes: dict[str, NodeForecast] = {}
+    outputs: dict[str, OutputForecast] = {}
+    for one in found:
+        for node in one.nodes:
+            nodes[node.name] = nodes[node.name].with_more(node) if node.name in nodes else node
+        for output in one.outputs:
+            other = outputs.get(output.name, output)
+            outputs[output.name] = max(output, other, key=lambda o: (not o.holds, o.error))
+    first = found[0]
+    return replace(
+        first,
+        kept=tuple(sorted(first.kept, key=lambda name: order[name])),
+        cannot_be_kept={name: why for one in found for name, why in one.cannot_be_kept.items()},
+        nodes=tuple(sorted(nodes.values(), key=lambda node: order.get(node.name, len(order)))),
+        outputs=tuple(outputs.values()),
+        weights=tuple({weight.name: weight for one in found for weight in one.weights}.values()),
+        unseen=tuple({one_unseen.node: one_unseen for one in found for one_unseen in one.unseen}.values()),
+        notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+    )
 
 
 def _require_opset(model: onnx.ModelProto) -> None:
@@ -227,16 +263,29 @@ def _trial(
 
 
 def _outputs(
-    wanted: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]], shortened: Sequence[Mapping[str, Any]], form: Format
+    wanted: Sequence[Mapping[str, Any]],
+    got: Sequence[Mapping[str, Any]],
+    shortened: Sequence[Mapping[str, Any]],
+    typical: float,
 ) -> Iterator[OutputForecast]:
+    """typical: relative error of a number that went through the graph; what was measured is one draw, of an output of few elements a small one"""
     for name, first in wanted[0].items():
         if not isinstance(first, np.ndarray) or first.dtype.kind not in "fbiu":
             continue
         error, significand = (
             max(_worse(a[name], b[name]) for a, b in zip(wanted, other, strict=True)) for other in (got, shortened)
         )
-        floor = 0.0 if is_exact(first.dtype) else form.unit_roundoff  # of what is stored at the end
-        yield OutputForecast(name, error, significand, SLACK * max(significand, floor))
+        yield OutputForecast(name, error, significand, SLACK * max(significand, 0.0 if is_exact(first.dtype) else typical))
+
+
+def _depth(graph: onnx.GraphProto) -> int:
+    """Nodes that round on the longest path: relative errors of a chain add in quadrature (see numerics/bounds.py, 4)."""
+    valued = valued_names(graph)
+    depth: dict[str, int] = {}
+    for node in graph.node:
+        longest = max((depth.get(name, 0) for name in node.input), default=0) + (1 if computes(node, valued) else 0)
+        depth.update((name, longest) for name in node.output)
+    return max(depth.values(), default=0)
 
 
 def _worse(wanted: np.ndarray, got: np.ndarray) -> float:

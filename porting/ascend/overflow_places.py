@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -70,6 +70,19 @@ class NodeForecast:
     @property
     def loses(self) -> bool:
         return not self.kept and (self.found.is_lost or bool(self.vanishing))
+
+    def with_more(self, other: NodeForecast) -> NodeForecast:
+        """The same node on other cases."""
+        return replace(
+            self,
+            found=self.found + other.found,
+            driven=self.driven or other.driven,
+            reads=tuple(dict.fromkeys((*self.reads, *other.reads))),
+            vanishing=tuple(dict.fromkeys((*self.vanishing, *other.vanishing))),
+            mask=(self.mask or not self.found.too_large)
+            and (other.mask or not other.found.too_large)
+            and (self.mask or other.mask),
+        )
 
     def content(self) -> dict[str, Any]:
         return {
@@ -155,7 +168,7 @@ def _masks(graph: onnx.GraphProto, found: Mapping[str, Magnitudes], form: Format
     return {name for name in to_softmax - elsewhere if name in found and found[name].highest < form.overflows_from}
 
 
-def unseen(graph: onnx.GraphProto, types: Types, found: Mapping[str, Magnitudes], form: Format) -> Iterator[Unseen]:
+def unseen(graph: onnx.GraphProto, types: Types, found: Mapping[str, Magnitudes]) -> Iterator[Unseen]:
     """Sums inside nodes, and bodies of control flow."""
     valued = valued_names(graph)
     for node in graph.node:

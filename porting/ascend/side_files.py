@@ -28,6 +28,7 @@ FILE_NAMES = {
     MODIFY_MIXLIST: "mixlist.json",
     OP_PRECISION_MODE: "op_precision.ini",
 }
+IN_A_BODY = "it lies in the body of a control flow, and by what name ATC knows nodes there was not found"
 PLAIN_FP32_FAMILIES = ("A2", "A3", "950")  # those that the page lists
 _CONVOLUTIONS = ("Conv", "ConvTranspose")  # fp32 products that the sources name as HF32 unless told otherwise
 
@@ -99,7 +100,10 @@ def side_files(mode: Mode, soc: Soc, facts: GraphFacts, precision: str, forecast
     wanted = forecast.to_keep if forecast else ()
     keep = [known[name] for name in wanted if name in known]
     left_out = dict(forecast.cannot_be_kept) if forecast else {}
-    left_out |= {name: "the graph has no node of this name" for name in wanted if name not in known}
+    in_bodies = {node.name for node in facts.nodes if node.inside}
+    for name in wanted:
+        if name not in known:
+            left_out[name] = IN_A_BODY if name in in_bodies else "the graph has no node of this name"
     files: list[SideFile] = []
     notes: list[str] = []
     if keep and KEEP_DTYPE in mode.honours:

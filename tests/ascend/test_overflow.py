@@ -249,22 +249,74 @@ def test_what_decides_shapes_is_left_alone() -> None:
     assert found.passes and [n.name for n in found.nodes] == ["r", "y"]
 
 
-def test_bodies_are_rounded_and_said_to_be_unseen() -> None:
-    inner = helper.make_graph(
-        [node("Mul", ["x", "k"], ["t"], name="inside")], "then", [], [value("t", ["n", WIDTH])], [tensor("k", 3e5)]
+def branching() -> onnx.ModelProto:
+    """An If of two branches, one of which goes to 3e5; nested in it another, which does too."""
+    deep = helper.make_graph(
+        [node("Mul", ["t", "k"], ["u"], name="deep")], "deep", [], [value("u", ["n", WIDTH])], [tensor("k", 1e-4)]
+    )
+    flat = helper.make_graph([node("Neg", ["t"], ["v"], name="flat")], "flat", [], [value("v", ["n", WIDTH])])
+    then = helper.make_graph(
+        [
+            node("Mul", ["x", "k1"], ["t"], name="inside"),
+            node("If", ["d"], ["w"], name="inner", then_branch=deep, else_branch=flat),
+        ],
+        "then",
+        [],
+        [value("w", ["n", WIDTH])],
+        [tensor("k1", 3e5)],
     )
     other = helper.make_graph([node("Neg", ["x"], ["e"], name="other")], "else", [], [value("e", ["n", WIDTH])])
     nodes = [
-        node("If", ["c"], ["i"], name="if", then_branch=inner, else_branch=other),
+        node("If", ["c"], ["i"], name="if", then_branch=then, else_branch=other),
         node("Div", ["i", "k2"], ["y"], name="back"),
     ]
-    made = model(
-        nodes, [tensor("k2", 3e5)], [value("x", ["n", WIDTH]), value("c", [], TensorProto.BOOL)], [value("y", ["n", WIDTH])]
+    inputs = [value("x", ["n", WIDTH]), value("c", [], TensorProto.BOOL), value("d", [1], TensorProto.BOOL)]
+    return model(nodes, [tensor("k2", 3)], inputs, [value("y", ["n", WIDTH])])
+
+
+def case(c: bool, d: bool, seed: int = 1) -> dict[str, np.ndarray]:
+    return {**feeds(seed), "c": np.array(c), "d": np.array([d])}
+
+
+def test_branches_are_looked_into_where_inputs_take_them() -> None:
+    made = program(branching())
+    assert forecast(made, case(False, True), soc=P310).passes, "the large branch is not taken"
+    deep = forecast(made, case(True, True), soc=P310)
+    assert deep.to_keep == ("inside", "deep") and [w.name for w in deep.weights] == ["k1"] and not deep.unseen
+    assert forecast(made, case(True, True), deep.to_keep, soc=P310).passes
+    assert not forecast(made, case(True, True), ["deep"], soc=P310).outputs[0].holds
+    flat = forecast(made, case(True, False), soc=P310)
+    assert flat.to_keep == ("inside", "flat", "back")
+
+
+def test_cases_that_take_different_branches_are_put_together() -> None:
+    made = program(branching())
+    cases = [case(True, True), case(False, True, 2), case(True, False, 3), case(True, True, 4)]
+    found = forecast(made, cases, soc=P310)
+    assert set(found.to_keep) == {"inside", "deep", "flat", "back"} and not found.passes
+    assert {n.name: n.found.elements for n in found.nodes} == {"inside": 192, "deep": 128, "flat": 64, "other": 64, "back": 256}
+    assert len(found.outputs) == 1 and found.outputs[0].error == max(
+        forecast(made, one, soc=P310).outputs[0].error for one in (cases[:1], cases[1:2], cases[2:3], cases[3:])
     )
-    taken = forecast(program(made), {**feeds(), "c": np.array(True)}, soc=P310)
-    assert not taken.outputs[0].holds and taken.unseen[0].node == "if" and "2 nodes in its bodies" in taken.unseen[0].why
-    assert not forecast(program(made), {**feeds(), "c": np.array(True)}, ["back"], soc=P310).outputs[0].holds
-    kept = forecast(program(made), {**feeds(), "c": np.array(True)}, ["inside", "back"], soc=P310)
+    assert forecast(made, cases, found.to_keep, soc=P310).passes
+
+
+def test_bodies_of_loops_are_rounded_and_said_to_be_unseen() -> None:
+    inner = helper.make_graph(
+        [node("Mul", ["s", "k"], ["t"], name="inside"), node("Identity", ["go"], ["on"])],
+        "body",
+        [value("n_", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("s", ["n", WIDTH])],
+        [value("on", [], TensorProto.BOOL), value("t", ["n", WIDTH])],
+        [tensor("k", 3e5)],
+    )
+    nodes = [node("Loop", ["times", "", "x"], ["i"], name="loop", body=inner), node("Div", ["i", "k2"], ["y"], name="back")]
+    made = program(
+        model(nodes, [tensor("k2", 3e5), numpy_helper.from_array(np.array(1), "times")], outputs=[value("y", ["n", WIDTH])])
+    )
+    taken = forecast(made, feeds(), soc=P310)
+    assert not taken.outputs[0].holds and taken.unseen[0].node == "loop" and "2 nodes in its bodies" in taken.unseen[0].why
+    assert not forecast(made, feeds(), ["back"], soc=P310).outputs[0].holds
+    kept = forecast(made, feeds(), ["inside", "back"], soc=P310)
     assert kept.outputs[0].holds, "nodes in bodies can be kept too, and read the outer values"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given
@@ -103,6 +105,15 @@ def test_names_that_no_file_can_hold_are_left_out() -> None:
     made.graph.node[1].name = "scope::scale"
     found = files_of(made, P310)
     assert found.files[0].nodes == ("shift", "back") and "characters" in found.left_out["scope::scale"]
+
+
+def test_nodes_in_branches_are_left_out() -> None:
+    large = helper.make_graph([node("Mul", ["x", "k"], ["t"], name="inside")], "then", [], [value("t", ["n", WIDTH])])
+    plain = helper.make_graph([node("Neg", ["x"], ["e"], name="other")], "else", [], [value("e", ["n", WIDTH])])
+    nodes = [node("If", ["c"], ["i"], then_branch=large, else_branch=plain), node("Div", ["i", "k"], ["y"], name="back")]
+    weights = [tensor("k", 3e5), onnx.numpy_helper.from_array(np.array(True), "c")]
+    found = files_of(model(nodes, weights, outputs=[value("y", ["n", WIDTH])]), P310)
+    assert found.files[0].nodes == ("back",) and "body of a control flow" in found.left_out["inside"]
 
 
 def test_sums_that_may_overflow_inside_ask_for_high_precision() -> None:
