@@ -26,7 +26,9 @@ from .clean_imports import clean_imports
 from .clip_bounds import clip_bounds
 from .constant_forms import constant_forms
 from .conv_kernel_shape import conv_kernel_shape
+from .conv_transpose import conv_transpose
 from .dequantize import dequantize
+from .einsum import einsum
 from .expand_constant import expand_constant
 from .gather_nd_batch import gather_nd_batch
 from .gelu import gelu
@@ -49,12 +51,14 @@ from .pad_axes import pad_axes
 from .pad_value import pad_value
 from .reduce_axes import reduce_axes
 from .reduce_norms import reduce_norms
+from .resize_rounding import resize_rounding
 from .rms_normalization import rms_normalization
 from .rnn import rnn
 from .rotary_embedding import rotary_embedding
 from .scatter_reduction import scatter_reduction
 from .selu import selu
 from .shape_slice import shape_slice
+from .share_integers import share_integers
 from .slice_steps import slice_steps
 from .softmax_axis import softmax_axis
 from .split_sizes import split_sizes
@@ -69,6 +73,7 @@ Compare = Callable[[str, Graph, Graph], None]
 
 # Operators that are not registered, of a graph at the opset that it came in.
 EXPAND: Sequence[tuple[str, ModelPass]] = (
+    ("fold_constants", fold_sizes),  # of what our builders make, whose sizes may have been fixed: shapes follow from it
     ("unroll_loop", unroll_loop),  # first: what is in the body is rewritten with all else
     ("linear_contrib", linear_contrib),
     ("dequantize", dequantize),
@@ -89,6 +94,8 @@ EXPAND: Sequence[tuple[str, ModelPass]] = (
 REWRITE: Sequence[tuple[str, ModelPass]] = (
     ("lstm_layout", lstm_layout),  # what they make is rewritten too
     ("gru_reset", gru_reset),
+    ("einsum", einsum),
+    ("resize_rounding", resize_rounding),
     ("pad_axes", pad_axes),
     ("pad_value", pad_value),  # after pad_axes, which gives it pads of all axes
     ("shape_slice", shape_slice),
@@ -109,6 +116,7 @@ REWRITE: Sequence[tuple[str, ModelPass]] = (
     ("scatter_reduction", scatter_reduction),
     ("negative_indices", negative_indices),  # after scatter_reduction, which reads indices as they stand
     ("conv_kernel_shape", conv_kernel_shape),
+    ("conv_transpose", conv_transpose),
     ("max_pool_indices", max_pool_indices),
     ("avg_pool", avg_pool),
     ("where_int64", where_int64),  # after what makes a Where
@@ -119,6 +127,7 @@ REWRITE: Sequence[tuple[str, ModelPass]] = (
 FINISH: Sequence[tuple[str, ModelPass]] = (
     ("fold_constants", fold_sizes),  # what the passes compute from fixed sizes
     ("drop_identities", drop_identities),
+    ("share_integers", share_integers),  # what the passes wrote anew for every layer
     ("remove_unused", remove_unused),
     ("branch_weights", branch_weights),
     ("if_captures", if_captures),  # after drop_identities, which would take them away again
