@@ -354,19 +354,24 @@ def require_informative_outputs(recorded: Sequence[Recorded], depends: Mapping[s
 
 
 def _stays_the_same(recorded: Sequence[Recorded], name: str, whose: set[str] | None) -> str:
-    """Why an output of the first steps shows nothing: cases with other values in `whose` (None: any input) give the same; "" when not."""
-    first: dict[str, tuple[np.ndarray, Mapping[str, Any]]] = {}
+    """Why an output of the first steps shows nothing: it is one where its shape is, and cases of one size differ in what it depends on.
+
+    whose: inputs that it depends on; None: any. Of those the largest has to differ: a rate or a flag that a model ignores is nothing.
+    Of one size, since what is longer by a repetition has the maximum, or the first element, that it had.
+    "" when it shows something
+    """
+    of_shape: dict[tuple[int, ...], np.ndarray] = {}
+    of_size: dict[str, Mapping[str, Any]] = {}
     others = 0
     for one in recorded:
         expected, feeds = one.steps[0].get(name), one.run.steps[0]
         if not isinstance(expected, ExpectedArray) or expected.array.size == 0:
             continue
-        # of one size only: what is longer by a repetition has the maximum, or the first element, that it had
-        array, fed = first.setdefault(repr([(n, np.shape(v)) for n, v in feeds.items()]), (expected.array, feeds))
-        if not np.array_equal(array, expected.array):
+        if not np.array_equal(of_shape.setdefault(expected.array.shape, expected.array), expected.array):
             return ""
-        moved = [n for n in (feeds if whose is None else whose & feeds.keys()) if not _equal_values(fed.get(n), feeds[n])]
-        others += bool(moved)
+        fed = of_size.setdefault(repr([(n, np.shape(v)) for n, v in feeds.items()]), feeds)
+        largest = max(feeds if whose is None else whose & feeds.keys(), key=lambda n: np.size(feeds[n]), default=None)
+        others += largest is not None and not _equal_values(fed.get(largest), feeds[largest])
     return f"is the same in {others + 1} cases that differ in what it depends on" if others else ""
 
 

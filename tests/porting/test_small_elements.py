@@ -138,6 +138,17 @@ def test_an_output_of_an_input_that_the_cases_share_is_no_error(tmp_path: Path) 
     judged(tmp_path, proto, cases=Cases(feeds)).require()
 
 
+def test_an_input_that_a_model_ignores_does_not_make_an_output_one_that_stays_the_same(tmp_path: Path) -> None:
+    """By the look of the graph y depends on the rate, which is clipped away; two cases differ in nothing else."""
+    from porting.feeds import Cases
+
+    nodes = [node("Clip", "rate one one", "same"), node("Mul", "x same", "y")]
+    proto = model(nodes, {"x": ["batch", 3], "rate": []}, {"y": ["batch", 3]}, [constant("one", 1.0)])
+    x = np.ones((2, 3), np.float32) * np.arange(3, dtype=np.float32)
+    rates = {f"rate{i}": {"x": x, "rate": np.asarray(i, np.float32)} for i in range(2)}
+    judged(tmp_path, proto, cases=Cases(rates)).require()
+
+
 # --- branches that no inputs reach ---------------------------------------------------------------------------------------
 
 
