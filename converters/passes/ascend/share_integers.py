@@ -2,8 +2,8 @@
 
     every layer: Range, Mul, Add of positions   ->   those of the first layer that needs them
 
-Why: the passes here write positions, rows and masks anew for every layer. Many kernels of CANN for int64 run on its AI CPU (documented per
-operator), and a decoder of 30 layers would ask for them 60 times a step. SmolLM2: 4,020 nodes without this pass.
+Why: the passes here write positions, rows and masks anew for every layer, and a decoder of 30 layers would compute them 60 times a step, in
+integers, for which CANN has fewer kernels than for floats. SmolLM2 with a prefill of 64: 3,056 nodes without this pass, 2,525 with it.
 
 Floats are left alone: their nodes keep the names of the modules that they compute, which precision files and reports go by.
 
