@@ -69,7 +69,7 @@ def _collect(body: ir.Graph, inside: set[ir.Graph], wanted: dict[ir.Value, list[
 
 def _is_of(value: ir.Value, graph: ir.Graph) -> bool:
     node = value.producer()
-    return (node is not None and node.graph is graph) or value.graph is graph
+    return (value.graph if node is None else node.graph) is graph  # an output of a graph belongs to that one too
 
 
 def _copied(branch: ir.Graph, value: ir.Value, names: Names, first: bool) -> ir.Value:

@@ -154,8 +154,15 @@ class Maker:
         return self.constant(np.asarray(number, np.float64).astype(dtype.numpy()))
 
     def constant(self, array: np.ndarray) -> ir.Value:
-        name = self._names.free(f"{self.node.name}/constant")
-        value = new_initializer(self._graph, name, ir.Tensor(array, name=name))
+        name = self.free_name("constant")
+        return self.initializer(ir.Tensor(array, name=name))
+
+    def free_name(self, label: str) -> str:
+        return self._names.free(f"{self.node.name}/{label}")
+
+    def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """Of a tensor that has a free name."""
+        value = new_initializer(self._graph, str(tensor.name), tensor)
         self._constants.append(value)
         return value
 
