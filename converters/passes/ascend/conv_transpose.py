@@ -5,7 +5,7 @@
 
 Why: CANN's parser wants kernel_shape and tensors of four or five axes; documents have auto_pad in 2-D alone and know no output_shape.
 
-Left alone: weights whose shape is not known, or of three axes and computed; auto_pad and output_shape over an axis that is not fixed;
+Left alone: weights whose shape is not known; auto_pad and output_shape over an axis that is not fixed;
 auto_pad=SAME_* with output_padding, which runtimes count differently.
 Bound: none needed, the bits are the same.
 """
@@ -68,8 +68,6 @@ def _as_image(make: Maker) -> ir.Value | None:
         return None
     if auto_pad_of(node) != "NOTSET" or "output_shape" in node.attributes:
         raise Refused("its padding is not known")
-    if frozen(weights) is None:
-        raise Refused("computed weights")
     attributes: dict[str, list[int] | int] = {"group": make.int("group", 1), "kernel_shape": [1, *kernel]}
     for name, neutral in (("strides", 1), ("dilations", 1), ("output_padding", 0)):
         if name in node.attributes:
@@ -84,7 +82,8 @@ def _as_image(make: Maker) -> ir.Value | None:
 def _raised(make: Maker, weights: ir.Value) -> ir.Value:
     """(C, M, k) -> (C, M, 1, k), without reading a weight that comes as a stream."""
     tensor = frozen(weights)
-    assert tensor is not None
+    if tensor is None:
+        return make("Unsqueeze", weights, make.ints(2))
     stream = stream_of(tensor)
     if stream is None:
         return make.constant(tensor.numpy()[:, :, None, :])
