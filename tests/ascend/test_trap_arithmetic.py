@@ -94,6 +94,12 @@ def test_a_division_of_sizes(size: int, divisor: int) -> None:
     assert all(node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.DOUBLE for node in of_kind(lowered, "Div"))
 
 
+def test_a_division_of_what_another_gave() -> None:
+    text = "(float[n] x) => (int64 y) { s = Shape(x) d = Div(s, b) m = Sub(d, s) e = Mul(m, b) y = Div(e, b) }"
+    graph = read(text, 17, b=np.array([2], np.int64))
+    require_lowered(int_div, graph, {"x": random(7)}, changes=2)
+
+
 def test_a_division_of_few_places_needs_no_double() -> None:
     graph = read("(uint8[5] a) => (uint8 y) { y = Div(a, b) }", 17, b=np.array([7], np.uint8))
     lowered = require_lowered(int_div, graph, {"a": np.array([0, 6, 7, 13, 255], np.uint8)})

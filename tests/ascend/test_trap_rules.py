@@ -60,6 +60,7 @@ MENDED = {
     "split-uneven": ("float[5, 2] x", 18, "Split<num_outputs=2>(x)"),
     "einsum-equation": ("float[2, 3, 4] x", 17, 'Einsum<equation="abc,cbd->dba">(x, cube)'),
     "slice-last-step": (WORDS, 17, "Slice(x, ones, big, ones, steps)"),
+    "zero-sized": ("float[1, 4] x, float[0, 4] none", 17, "Concat<axis=0>(x, made)"),
     "expand-shape": ("float[1, 4] x, float[3, 1] like", 17, "Expand(x, size)"),
 }
 LEFT = {
@@ -89,7 +90,7 @@ def graph_of(case: tuple[str, int, str]) -> Graph:
     outputs = "y, z" if node.startswith("Split") else ", yh" if node.startswith(("GRU", "LSTM")) else "y"
     kind = "int64" if node.startswith(("Shape", "Arg")) else "bool" if node.startswith("IsInf") else inputs.split("[")[0]
     declared = ", ".join(f"{kind} {name.strip()}" for name in outputs.split(",") if name.strip())
-    before = "size = Shape(like) " if "like" in inputs else ""
+    before = "size = Shape(like) " if "like" in inputs else "made = Neg(none) " if "none" in inputs else ""
     return read(f"({inputs}) => ({declared}) {{ {before}{outputs} = {node} }}", opset, **WEIGHTS)
 
 

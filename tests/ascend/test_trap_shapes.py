@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from porting.converters.passes.ascend.empty_parts import empty_parts
 from porting.converters.passes.ascend.expand_constant import expand_constant
 from porting.converters.passes.ascend.pad_axes import pad_axes
 from porting.converters.passes.ascend.pad_value import pad_value
@@ -173,6 +174,20 @@ def test_pads_with_a_number_go_through_where(
 def test_pads_with_zero_are_left(given_value: str) -> None:
     graph = read(f"(float[2] x) => (float y) {{ y = Pad(x, p{given_value}) }}", 17, p=ints(1, 1), zero=np.array(0, np.float32))
     assert pad_value(graph)[1] == 0
+
+
+@FEW
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.integers(0, 1))
+def test_parts_without_elements_go(sizes: list[int], axis: int) -> None:
+    names = [f"x{i}" for i in range(len(sizes))]
+    shapes = [(size, 3) if axis == 0 else (3, size) for size in sizes]
+    inputs = ", ".join(f"float[{a}, {b}] {name}" for name, (a, b) in zip(names, shapes, strict=True))
+    graph = read(f"({inputs}) => (float y) {{ y = Concat<axis={axis}>({', '.join(names)}) }}", 17)
+    feeds = {name: random(*shape) for name, shape in zip(names, shapes, strict=True)}
+    lowered = require_lowered(empty_parts, graph, feeds, changes=int(0 in sizes and any(sizes)))
+    assert not any(sizes) or sum(kinds(lowered).values()) == 1
+    left = [value for node in lowered.model.graph for value in node.inputs if value is not None]
+    assert not any(sizes) or len(left) == sum(size > 0 for size in sizes)
 
 
 KINDS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp", "ReduceL2", "ReduceSumSquare")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from ..rewriting import made_by
 from .in_place import dimensions, numbers
 from .nonnegative import DEPTH, PASSED_ON
 
@@ -36,6 +37,8 @@ def _as_made(value: ir.Value, depth: int) -> float:
     node = value.producer()
     if node is None or node.domain != "":
         return math.inf
+    if node.op_type == "Sign":
+        return 1.0
     if node.op_type in SIZES or (node.op_type == "TopK" and value is node.outputs[1]):
         return SIZE
     if node.op_type in (*PASSED_ON, "Abs", "Neg"):
@@ -51,11 +54,23 @@ def _as_made(value: ir.Value, depth: int) -> float:
         return sum(parts)
     if node.op_type == "Mul":
         return math.prod(parts)
-    if node.op_type == "Div":
+    if node.op_type == "Div" and _divides_by_integers(node):
         return parts[0]
+    if node.op_type == "Floor":
+        return parts[0] + 1
     if node.op_type in ("ReduceProd", "ReduceSum"):
         return _reduced(node, parts[0])
     return math.inf
+
+
+def _divides_by_integers(node: ir.Node) -> bool:
+    """Integers are 1 at least, as nothing can be divided by 0; floats may be less, but for integers that were cast."""
+    divisor = node.inputs[1]
+    array, cast = numbers(divisor), made_by(divisor, "Cast")
+    if array is not None:
+        return bool((np.abs(array) >= 1).all())
+    source = cast.inputs[0] if cast is not None else divisor
+    return source is not None and source.dtype is not None and source.dtype.is_integer()
 
 
 def _reduced(node: ir.Node, most: float) -> float:

@@ -29,6 +29,7 @@ from .conv_kernel_shape import conv_kernel_shape
 from .conv_transpose import conv_transpose
 from .dequantize import dequantize
 from .einsum import einsum
+from .empty_parts import empty_parts
 from .expand_constant import expand_constant
 from .gather_nd_batch import gather_nd_batch
 from .gelu import gelu
@@ -94,6 +95,7 @@ EXPAND: Sequence[tuple[str, ModelPass]] = (
 REWRITE: Sequence[tuple[str, ModelPass]] = (
     ("lstm_layout", lstm_layout),  # what they make is rewritten too
     ("gru_reset", gru_reset),
+    ("empty_parts", empty_parts),
     ("einsum", einsum),
     ("resize_rounding", resize_rounding),
     ("pad_axes", pad_axes),
