@@ -90,6 +90,7 @@ def _session(model: onnx.ModelProto, folder: Path) -> Any:
     options.use_deterministic_compute = True
     # to plan which buffers to use again takes the square of the number of nodes where sizes are free: 18 s at 10,000, onnxruntime 1.31.1
     options.enable_mem_reuse = False
+    options.enable_cpu_mem_arena = False  # what is freed goes back, where an arena keeps the most that it ever had
     if any(node.op_type == "ScatterND" for _, node in nodes_of(model.graph)):
         options.intra_op_num_threads = 1  # with more, sums lack terms: see converters/passes/scatter_nd_in_order.py
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

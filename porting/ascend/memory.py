@@ -150,8 +150,6 @@ def memory_bound(
     capacity: size of the axis along which state grows, where its shape leaves that open
     raises:   UsageError for a precision or dimension that is none
     """
-    from porting.converters.passes.infer_shapes import infer_shapes
-
     if precision not in FLOAT_BYTES:
         raise UsageError(f"no memory is known of precision {precision!r}", where="--precision")
     state = {pair.input for pair in graph.state.pairs} | {pair.output for pair in graph.state.pairs}
@@ -165,7 +163,7 @@ def memory_bound(
             )
         model = graph.model.clone()
         _fix(graph, model, sizes, capacity)
-        infer_shapes.change(model)
+        _work_out(model)
         measure = _Measure(FLOAT_BYTES[precision])
         pairs = {pair.input for pair in graph.state.pairs}
         cache = max(cache, sum(measure.nbytes(v) for v in model.graph.inputs if v.name in pairs))
@@ -204,6 +202,17 @@ def _fix(graph: Graph, model: ir.Model, sizes: Mapping[str, int], capacity: int 
         if capacity is not None and axis is not None and not isinstance(dims[axis], int):
             dims[axis] = capacity
         value.shape = ir.Shape(dims)
+
+
+def _work_out(model: ir.Model) -> None:
+    """Shapes from those of the inputs, also where they go through numbers: a slice of a shape says how long something is."""
+    from porting.converters.passes.fold_constants import fold_sizes
+    from porting.converters.passes.infer_shapes import infer_shapes
+
+    infer_shapes.change(model)
+    while fold_sizes.change(model):
+        if not infer_shapes.change(model):
+            return
 
 
 def _weight_bytes(model: ir.Model, precision: str) -> int:
@@ -245,13 +254,15 @@ def _fullest(graph: ir.Graph, measure: _Measure, state: set[str]) -> Alive:
     """Walk the nodes in order and keep account of what is alive. Inputs and outputs of the graph stay; bodies of control flow are not walked."""
     root = _views(graph)
     left = Counter(root.get(v, v) for node in graph for v in _read(node))  # how often a value will be read yet
+    known = _known(graph)
     stays = {*graph.inputs, *(root.get(v, v) for v in graph.outputs)}
-    size = {v: 0 if v.name in state or v.is_initializer() else measure.nbytes(v) for v in graph.inputs}
+    apart = known | {root.get(v, v) for v in (*graph.inputs, *graph.outputs) if v.name in state}  # counted as weights or cache
+    size = {v: 0 if v in apart or v.is_initializer() else measure.nbytes(v) for v in graph.inputs}
     now = most = sum(size.values())
     where = "inputs"
     for node in graph:
         made = [v for v in node.outputs if v not in root]
-        size.update((v, 0 if v.name in state else measure.nbytes(v)) for v in made)
+        size.update((v, 0 if v in apart else measure.nbytes(v)) for v in made)
         freed = 0
         for value, times in Counter(root.get(v, v) for v in _read(node)).items():
             left[value] -= times
@@ -263,6 +274,15 @@ def _fullest(graph: ir.Graph, measure: _Measure, state: set[str]) -> Alive:
             most, where = now + written - reused, node.name or node.op_type
         now += written - freed - sum(size[v] for v in made if not left[v] and v not in stays)
     return Alive(most, where, len(measure.unsized))
+
+
+def _known(graph: ir.Graph) -> set[ir.Value]:
+    """Values that hang on constants alone: a compiler works them out once, and they are weights then, which are counted."""
+    known = {v for v in graph.initializers.values() if not v.is_graph_input()}
+    for node in graph:
+        if node.op_type not in ("If", "Loop", "Scan") and all(v is None or v in known for v in node.inputs):
+            known.update(node.outputs)
+    return known
 
 
 def _views(graph: ir.Graph) -> dict[ir.Value, ir.Value]:

@@ -306,7 +306,8 @@ def _weights(graph: onnx.GraphProto, types: Types, kept: frozenset[str], found: 
     valued = valued_names(graph)
     nodes = [node for _, node in nodes_of(graph) if computes(node, valued) and node_label(node) not in kept]
     read = {name for node in nodes for _, name in float_inputs(node, types)}
-    for name in dict.fromkeys(tensor.name for body in (graph, *(g for g, _ in nodes_of(graph))) for tensor in body.initializer):
+    bodies = {id(body): body for body in (graph, *(body for body, _ in nodes_of(graph)))}.values()
+    for name in dict.fromkeys(tensor.name for body in bodies for tensor in body.initializer):
         held = found.get(name)
         if held is not None and name in read and (held.too_large or held.infinite or held.is_lost):
             yield Weight(name, held)

@@ -33,27 +33,31 @@ PLAIN_FP32_FAMILIES = ("A2", "A3", "950")  # those that the page lists
 _CONVOLUTIONS = ("Conv", "ConvTranspose")  # fp32 products that the sources name as HF32 unless told otherwise
 
 # operators whose inputs and outputs are those of the graph engine's, place by place: only there the counts are known to agree
-_SAME_PLACES = frozenset(
-    (
-        "Abs",
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Exp",
-        "Log",
-        "Sqrt",
-        "Neg",
-        "Reciprocal",
-        "Erf",
-        "Sigmoid",
-        "Tanh",
-        "Relu",
-        "Where",
+_SAME_PLACES = (
+    frozenset(
+        (
+            "Abs",
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Pow",
+            "Exp",
+            "Log",
+            "Sqrt",
+            "Neg",
+            "Reciprocal",
+            "Erf",
+            "Sigmoid",
+            "Tanh",
+            "Relu",
+            "Where",
+        )
     )
-) | frozenset(
-    ("Softmax", "LogSoftmax", "LeakyRelu", "Elu", "Softplus", "Softsign", "HardSigmoid", "HardSwish", "Sin", "Cos", "PRelu")
+    | frozenset(("Equal", "Expand", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Unsqueeze"))
+    | frozenset(
+        ("Softmax", "LogSoftmax", "LeakyRelu", "Elu", "Softplus", "Softsign", "HardSigmoid", "HardSwish", "Sin", "Cos", "PRelu")
+    )
 )
 _MOVES_ONLY = frozenset(("Cast", "Shape", "Squeeze", "Unsqueeze", "ExpandDims"))  # types that say nothing of what is computed
 _FLOATS = ("float16", "bfloat16", "float32")

@@ -94,10 +94,14 @@ def test_what_is_not_read_is_gone_after_its_node() -> None:
 
 
 def decoder(size: int | str = "capacity") -> Graph:
-    nodes = [node("Concat", ["cache", "x"], ["new"], axis=1), node("ReduceSum", ["new", "axis"], ["y"])]
+    nodes = [
+        node("Concat", ["cache", "x"], ["longer"], axis=1),
+        node("Reshape", ["longer", "shape"], ["new"]),
+        node("ReduceSum", ["new", "axis"], ["y"]),
+    ]
     made = graph(
         nodes,
-        [onnx.numpy_helper.from_array(np.array([1]), "axis")],
+        [onnx.numpy_helper.from_array(np.array(a), name) for name, a in (("axis", [1]), ("shape", [1, -1, 64]))],
         [value("x", [1, 1, 64]), value("cache", [1, size, 64])],
         [value("y", [1, 1, 64]), value("new", [1, None, 64])],
         state=StateSpec((StatePair("cache", "new", 1),)),
@@ -115,6 +119,27 @@ def test_the_cache_is_counted_once_and_apart() -> None:
 def test_unknown_sizes_are_counted() -> None:
     found = memory_bound(chain(), "fp32")
     assert found.fullest.nbytes == 0 and found.fullest.unsized == 4
+
+
+def test_sizes_that_go_through_numbers_are_worked_out() -> None:
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "first"], ["n1"]),
+        node("Concat", ["n1", "rest"], ["t"], axis=0),
+        node("ReduceMax", ["x"], ["m"], axes=[0, 1]),
+        node("Expand", ["m", "t"], ["e"]),
+        node("Transpose", ["e"], ["y"], perm=[1, 0]),
+    ]
+    weights = [onnx.numpy_helper.from_array(np.array(a), name) for name, a in (("first", [0]), ("rest", [50]))]
+    made = graph(nodes, weights, [value("x", ["n", 3])], [value("y", [50, None])])
+    found = memory_bound(made, "fp32", {"": {"n": 8}}).fullest
+    assert (found.nbytes, found.unsized) == (4 * (8 * 3 + 2 * 50 * 8), 0)
+
+
+def test_what_hangs_on_constants_alone_is_no_activation() -> None:
+    nodes = [node("Transpose", ["w"], ["t"], perm=[1, 0]), node("MatMul", ["x", "t"], ["y"])]
+    made = graph(nodes, [tensor("w", np.zeros((5, 1000)))], [value("x", [1, 1000])], [value("y", [1, 5])])
+    assert memory_bound(made, "fp32").fullest.nbytes == 4 * 1005
 
 
 def test_bodies_keep_what_they_read_alive() -> None:
