@@ -208,7 +208,7 @@ def _made(
         seen.append(shape)
     kind = FIXED if len(shapes) == 1 else chosen or _fitting(inputs, places, shapes)
     if kind == IMAGE:
-        _require_both_free(places)
+        _require_both_free(places, shapes)
     if kind != FIXED:
         _require_gears_possible(kind, facts, aipp, quantised)
     names = [spec.name for spec in inputs]
@@ -263,12 +263,13 @@ def _fitting(inputs: Sequence[TensorSpec], places: Sequence[Place], shapes: Shap
     return DIMS
 
 
-def _require_both_free(places: Sequence[Place]) -> None:
-    """Height and width are -1 together: one that the model fixes cannot be."""
+def _require_both_free(places: Sequence[Place], shapes: Shapes) -> None:
+    """Height and width are -1 together, where one of them differs: one that the model fixes cannot be."""
     free = {(place.input, place.axis) for place in places}
     for name, axis in free:
         other = sum(IMAGE_AXES) - axis
-        if axis in IMAGE_AXES and (name, other) not in free:
+        differs = axis in IMAGE_AXES and len({gear[name][axis] for gear in shapes}) > 1
+        if differs and (name, other) not in free:
             raise UsageError(
                 f"axis {other} of input {printable(name, 60)!r} is fixed, and --{IMAGE} leaves height and width both open (ATC: E10019)",
                 where="--image-size",

@@ -94,6 +94,11 @@ def test_by_name_the_narrowest_kind_is_taken(named: str, kind: str) -> None:
     assert made.kind == kind and shapes_of(made.options) == (kind, made.shapes)
 
 
+def test_image_sizes_beside_an_input_of_another_rank() -> None:
+    other = TensorSpec("rows", "float32", ("n", 4, "c"))  # free at axis 2, and no image
+    assert gears([IMAGE, other], "n=1,c=5,h=2,w=3;n=1,c=5,h=4,w=3").kind == "dynamic_image_size"
+
+
 def test_a_width_that_differs_alone_is_dynamic_dims() -> None:
     made = gears([TensorSpec("x", "float32", (1, 3, 48, "w"))], "w=160;w=320")
     assert made.options == {"input_shape": "x:1,3,48,-1", "input_format": "ND", "dynamic_dims": "160;320"}
