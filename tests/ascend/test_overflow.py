@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from porting.ascend import activations
 from porting.ascend.half_formats import FORMATS, Magnitudes, magnitudes
 from porting.ascend.overflow import forecast
+from porting.ascend.overflow_places import NodeForecast
 from porting.ascend.soc import find_soc
 from porting.backends.onnx_program import program_from_onnx
 from porting.errors import InputError, UnsupportedModel, UsageError
@@ -299,6 +301,32 @@ def test_cases_that_take_different_branches_are_put_together() -> None:
         forecast(made, one, soc=P310).outputs[0].error for one in (cases[:1], cases[1:2], cases[2:3], cases[3:])
     )
     assert forecast(made, cases, found.to_keep, soc=P310).passes
+
+
+def test_a_node_on_more_cases() -> None:
+    large, small = Magnitudes(elements=1, highest=1e5, too_large=1), Magnitudes(elements=2)
+    one = NodeForecast("n", "Add", large, False, ("a",), (), False, True)
+    other = NodeForecast("n", "Add", small, True, ("b",), ("c",), False, False)
+    for both in (one.with_more(other), other.with_more(one)):
+        assert (both.found.elements, both.driven, set(both.reads), both.vanishing, both.mask) == (
+            3,
+            True,
+            {"a", "b"},
+            ("c",),
+            True,
+        )
+    assert not one.with_more(replace(one, mask=False)).mask and not other.with_more(other).mask
+
+
+def test_an_exact_output_that_the_range_changes_does_not_hold() -> None:
+    made = model(
+        [node("Greater", ["x", "zero"], ["y"])], [tensor("zero", 0)], outputs=[value("y", ["n", WIDTH], TensorProto.BOOL)]
+    )
+    x = np.ones((256, WIDTH), np.float32)
+    assert forecast(program(made), {"x": x}, soc=A2).passes
+    x[0, 0] = 2.0**-30
+    found = forecast(program(made), {"x": x}, soc=A2).outputs[0]
+    assert (found.error, found.significand, found.holds) == (1 / 4096, 0.0, False)
 
 
 def test_bodies_of_loops_are_rounded_and_said_to_be_unseen() -> None:
