@@ -96,6 +96,21 @@ def test_indices_that_are_places_stay(made: str) -> None:
     assert negative_indices(graph)[1] == 0
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        "p = ArgMax<axis=0, keepdims=0>(x) i = Neg(p)",
+        "s = Shape(x) i = Sub(s, k)",
+        "v, p = TopK<axis=0>(x, k) i = Cast<to=7>(v)",
+    ],
+)
+def test_indices_that_may_be_negative_are_brought_forward(made: str) -> None:
+    graph = read(
+        f"(float[5, 3] x) => (float y) {{ {made} y = Gather(big, i) }}", 17, k=np.array([2], np.int64), big=random(9, 2)
+    )
+    require_lowered(negative_indices, graph, {"x": random(5, 3) - 1})
+
+
 @FEW
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.data())
 def test_gather_nd_names_its_batch(batch: int, n: int, depth: int, data: st.DataObject) -> None:

@@ -29,7 +29,7 @@ def _slice(make: Maker) -> ir.Value | None:
     if len(axes) == 1 and starts is not None and ends is not None and steps is not None:
         size = dimension(x, axes[0])
         if size is not None:
-            return make("Gather", x, make.ints(*_places(starts[0], ends[0], steps[0], size)), axis=axes[0])
+            return make("Gather", x, make.ints(*places(starts[0], ends[0], steps[0], size)), axis=axes[0])
     deep = make("Unsqueeze", x, make.ints(rank))
     deep.shape = ir.Shape([*x.shape, 1]) if x.shape is not None else None
     inputs = [make.input(1), make.input(2), make.ints(*axes), *([] if make.optional(4) is None else [make.input(4)])]
@@ -50,7 +50,7 @@ def _listed(make: Maker, place: int, rank: int, starts: list[int] | None) -> lis
     return [axis % rank for axis in axes]
 
 
-def _places(start: int, end: int, step: int, size: int) -> list[int]:
+def places(start: int, end: int, step: int, size: int) -> list[int]:
     """What a Slice takes: Python's slices mean the same but where a negative step starts or ends in front of the first place."""
     if step > 0:
         return list(range(size))[start:end:step]
