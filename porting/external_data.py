@@ -41,7 +41,7 @@ def require_external_data(model: Path, sizes: Mapping[str, int]) -> None:
         raise PortError(f"{model.name} cannot be read: {error.strerror or error}", where=str(model)) from error
     except Exception as error:  # protobuf's DecodeError; its class differs between protobuf's implementations
         raise PortError(f"{model.name} is no ONNX model", where=str(model), next="convert again") from error
-    for tensor in _tensors(proto):
+    for tensor in tensors_in(proto):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             problem = _problem(tensor, sizes)
             if problem:
@@ -52,7 +52,7 @@ def require_external_data(model: Path, sizes: Mapping[str, int]) -> None:
                 )
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors_in(message: Any) -> Iterator[onnx.TensorProto]:
     """Every tensor in a message: initializers, constants, subgraphs, functions, sparse tensors."""
     from google.protobuf.message import Message
 
@@ -62,7 +62,7 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.name in CARRIERS:
             for part in [value] if isinstance(value, Message) else value:
-                yield from _tensors(part)
+                yield from tensors_in(part)
 
 
 def _problem(tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> str:
