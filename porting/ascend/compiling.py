@@ -151,8 +151,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _without_our_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the virtual one that runs us: its Python is not the one that CANN was installed for."""
-    kept = {key: value for key, value in given.items() if key not in ("VIRTUAL_ENV", "PYTHONHOME")}
+    """The environment without the Python that runs us, where that is a virtual one: build.sh leaves only one that was activated."""
+    kept = dict(given)
     if sys.prefix != sys.base_prefix and "PATH" in kept:
         ours = {os.path.join(sys.prefix, "bin"), os.path.dirname(sys.executable)}
         kept["PATH"] = os.pathsep.join(part for part in kept["PATH"].split(os.pathsep) if part not in ours)

@@ -17,6 +17,7 @@ from porting.ascend.compiling import compile_port
 from porting.ascend.handoff import write_handoff
 from porting.cli import _exit_code
 from porting.errors import DeviceUnavailable, PortError, UsageError
+from porting.port_folder import sha256_of
 from tests.ascend.small_handoffs import command, fake_atc, small_port, with_handoff
 
 NAME = "Ascend310P3-8.5.0-any"
@@ -134,20 +135,30 @@ def test_which_hand_off_has_to_be_clear(port: Path, tmp_path: Path) -> None:
 
 
 def test_a_script_of_somebody_else_is_not_run(port: Path, atc: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = port / "targets" / NAME / "build.sh"
+    """Not even when handoff.json has its hash: whoever sends a port writes both."""
+    folder = port / "targets" / NAME
+    script = folder / "build.sh"
     script.write_text(script.read_text() + f"touch {tmp_path}/was_run\n")
-    with pytest.raises(PortError):
+    manifest = json.loads((folder / "handoff.json").read_text())
+    (entry,) = [e for e in manifest["files"] if e["path"] == "build.sh"]
+    entry.update(size=script.stat().st_size, sha256=sha256_of(script))
+    (folder / "handoff.json").write_text(json.dumps(manifest))
+    with pytest.raises(PortError, match=r"build\.sh is not what this version of porting writes"):
         compile_port(port)
     assert not (tmp_path / "was_run").exists()
 
 
-def test_our_virtual_environment_is_not_the_compiler_s(port: Path, atc: pytest.MonkeyPatch) -> None:
-    atc.setenv("VIRTUAL_ENV", sys.prefix)
-    atc.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+def test_our_virtual_environment_is_not_the_compiler_s(port: Path, atc: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    atc.delenv("VIRTUAL_ENV", raising=False)  # run by the path of its interpreter, nothing says that there is one
+    atc.setattr(sys, "prefix", str(tmp_path / "venv"))
+    ours = tmp_path / "venv" / "bin"
+    ours.mkdir(parents=True)
+    (ours / "python3").write_text("#!/bin/sh\necho OURS\n")
+    (ours / "python3").chmod(0o755)
+    atc.setenv("PATH", f"{ours}:{os.environ['PATH']}")
     lines: list[str] = []
     assert compile_port(port, on_line=lines.append).ok
-    (python,) = [line for line in lines if line.startswith("python3: ")]
-    assert sys.prefix == sys.base_prefix or python != f"python3: {Path(sys.executable).parent}/python3"
+    assert "OURS" not in lines and any(line.startswith("python3: ") for line in lines)
 
 
 def test_an_interrupt_ends_the_compiler_too(port: Path, atc: pytest.MonkeyPatch) -> None:

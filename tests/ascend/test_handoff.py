@@ -374,6 +374,13 @@ def test_a_model_of_another_run_is_not_recorded(folder: Path, tmp_path: Path) ->
         finish_handoff(folder)
 
 
+def test_a_model_of_changed_files_is_not_recorded(folder: Path, tmp_path: Path) -> None:
+    (folder / "keep_dtype.cfg").write_bytes(b"m\n")
+    assert build(folder, "ok", fake_atc(tmp_path)).returncode == 0
+    with pytest.raises(PortError, match=r"has changed: keep_dtype\.cfg"):
+        finish_handoff(folder)
+
+
 def test_a_port_without_hand_offs_has_none(tmp_path: Path) -> None:
     port = small_port(tmp_path)
     assert handoffs_of(port) == []
