@@ -21,7 +21,7 @@ from typing import Any
 import porting
 from porting.ascend.atc_command import MODEL, OUTPUT, AtcCommand, parse_arguments
 from porting.ascend.handoff_graph import place_graph
-from porting.ascend.soc import find_cann, find_soc
+from porting.ascend.soc import Soc, find_cann, find_soc
 from porting.checked_json import integer, object_with, table
 from porting.errors import InputError, PortError, UsageError
 from porting.port_folder import require_inside, sha256_of
@@ -119,20 +119,8 @@ def write_handoff(
             for name, content in {**side, **{n: t.encode("utf-8") for n, t in texts.items()}}.items():
                 (partial / name).write_bytes(content)
             (partial / BUILD).chmod(0o755)
-            manifest = {
-                "schema": SCHEMA,
-                "soc": soc.name,
-                "family": soc.family,
-                "cann": release or ANY_CANN,
-                "host_cpu": command.host_cpu,
-                "quantised": quantised,
-                "command": list(command.arguments),
-                "files": [_entry(partial, name) for name in sorted([*names, *side, *texts])],
-                "rules": sorted(set(rules)),
-                "notes": list(notes),
-                "tools": {"porting": porting.__version__},
-                "build": None,
-            }
+            entries = [_entry(partial, name) for name in sorted([*names, *side, *texts])]
+            manifest = _manifest(command, soc, release, entries, quantised, rules, notes)
             write_synced(partial / MANIFEST, _bytes(manifest))
             _remove(folder)
             partial.rename(folder)
@@ -140,6 +128,32 @@ def write_handoff(
             _remove(partial)
             raise
     return folder
+
+
+def _manifest(
+    command: AtcCommand,
+    soc: Soc,
+    cann: str | None,
+    files: Sequence[Mapping[str, Any]],
+    quantised: bool,
+    rules: Sequence[str],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """handoff.json before a build. No times in it."""
+    return {
+        "schema": SCHEMA,
+        "soc": soc.name,
+        "family": soc.family,
+        "cann": cann or ANY_CANN,
+        "host_cpu": command.host_cpu,
+        "quantised": quantised,
+        "command": list(command.arguments),
+        "files": list(files),
+        "rules": sorted(set(rules)),
+        "notes": list(notes),
+        "tools": {"porting": porting.__version__},
+        "build": None,
+    }
 
 
 def _require_files(command: AtcCommand, side: Mapping[str, bytes]) -> None:
