@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,13 +174,19 @@ def _interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:
 def _again_check(runs: PortRuns, run: Run) -> Check:
     """The same bits each time: threads that race show here, however small the difference."""
     differing, where = 0, f"{REPEATS} runs on the same inputs"
-    with suppress(InputError, RuntimeFailed):  # what it refuses is a failed check already
+    try:
         first = runs.outputs(run)[0]
-        for _ in range(REPEATS - 1):
-            for name, array in runs.outputs(run)[0].items():
-                count = _differing(first[name], array)
-                if count:
-                    differing, where = differing + count, f"{run.name}: {name}"
+    except (InputError, RuntimeFailed) as error:
+        return Check("elements that differ when it runs again", "fail", printable(error.what), None, printable(run.name))
+    for _ in range(REPEATS - 1):
+        try:
+            again = runs.outputs(run)[0]
+        except (InputError, RuntimeFailed) as error:
+            return Check("elements that differ when it runs again", "fail", printable(error.what), None, printable(run.name))
+        for name in {**first, **again}:
+            count = _differing(first[name], again[name]) if name in first and name in again else 1
+            if count:
+                differing, where = differing + count, f"{run.name}: {name}"
     return Check.equal("elements that differ when it runs again", differing, 0, printable(where))
 
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 import porting
 from porting.converters.passes.scatter_nd_in_order import scatter_nd_in_order
-from porting.errors import UnsupportedModel
+from porting.errors import RuntimeFailed, UnsupportedModel
 from porting.graph_runs import Run
 from porting.graph_validation import PortRuns
 from tests.graph_bits import run, whole, written
@@ -142,3 +142,21 @@ def test_a_port_that_is_another_each_time_is_no_pass(tmp_path: Path, monkeypatch
     monkeypatch.setattr(PortRuns, "outputs", colliding)
     verdict = porting.validate(tmp_path / "m.port", against=tmp_path / "m.onnx", inputs=[tmp_path / "given.npz"])
     assert verdict.verdict == "fail" and verdict.reason.startswith("elements that differ when it runs again 2 ")
+
+
+def test_a_port_that_refuses_the_second_time_is_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed, _ = feeds()
+    np.savez(tmp_path / "given.npz", **fed)
+    porting.port(adding(tmp_path), tmp_path / "m.port", inputs=[tmp_path / "given.npz"]).require()
+    seen: dict[str, int] = {}
+
+    def failing(self: PortRuns, given: Run) -> list[dict[str, Any]]:
+        seen[given.name] = seen.get(given.name, 0) + 1
+        if seen[given.name] > 2:
+            raise RuntimeFailed("gone", where="a node")
+        return untouched(self, given)
+
+    untouched = PortRuns.outputs
+    monkeypatch.setattr(PortRuns, "outputs", failing)
+    verdict = porting.validate(tmp_path / "m.port", against=tmp_path / "m.onnx", inputs=[tmp_path / "given.npz"])
+    assert verdict.verdict == "fail" and "runs again gone" in verdict.reason
