@@ -105,7 +105,6 @@ def precision_of(canonical: Canonical, target: Target, precision: str | None) ->
         return "source" if is_graph(canonical.source) and _half_floats(canonical.graph) else "fp32"
     if not is_graph(canonical.source):
         return resolve_precision(target, precision, {t.dtype for t in canonical.source.tensors.values()})
-    resolve_precision(target, None, set())  # is the target written at all
     own = "source" if _half_floats(canonical.graph) else "fp32"
     if precision not in (None, "source", own):
         raise UsageError(

@@ -72,12 +72,6 @@ def resolve_precision(target: Target, precision: str | None, stored: set[str]) -
     raises: UsageError when the target does not take it
     """
     wanted = stored_precision(stored) if precision == "source" else precision or "fp32"
-    if not target.precisions:
-        raise UsageError(
-            f"{target.name} takes a graph as it is: what it is compiled in is the mode of its compiler",
-            where="--precision",
-            next="`porting check --target SOC -p P`",
-        )
     if wanted not in target.precisions:
         raise UsageError(
             f"target {target.name} is not written in {wanted!r}", where="--precision", next=nearest(wanted, target.precisions)
