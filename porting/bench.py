@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from porting.errors import UsageError
+from porting.gear_runs import run_tokens
 from porting.graph_bench import bench_graph, measured_program, ratio
 from porting.port_folder import Port, open_port
 from porting.progress import silent
@@ -132,15 +133,15 @@ def _timed_load(port: Port, device: str) -> tuple[Session, float]:
 def _one_round(session: Session, port: Port, rng: np.random.Generator, prompt_tokens: int, new_tokens: int) -> Rates:
     vocab = int(port.manifest["config"]["vocab_size"])
     state = session.new_state(prompt_tokens + new_tokens)
-    keep = np.array(1, np.int64)
+    asked = {"logits_to_keep": np.array(1, np.int64)} if "logits_to_keep" in {i.name for i in session.inputs} else {}
     ids = rng.integers(0, vocab, (1, prompt_tokens), dtype=np.int64)
     start = time.perf_counter()
-    logits = session.run({"input_ids": ids, "logits_to_keep": keep}, state)["logits"]
+    logits = run_tokens(session, ids, state, asked)
     prefill = time.perf_counter() - start
     start = time.perf_counter()
     for _ in range(new_tokens):
         token = logits[0, -1].argmax()
-        logits = session.run({"input_ids": np.array([[token]], np.int64), "logits_to_keep": keep}, state)["logits"]
+        logits = run_tokens(session, np.array([[token]], np.int64), state, asked)
     return Rates(prompt_tokens / prefill, (time.perf_counter() - start) / new_tokens * 1e3)
 
 

@@ -17,7 +17,8 @@ from porting.targets import Target, find_target, resolve_precision
 from porting.types import Checkpoint, Graph, GraphSource, is_graph
 
 if TYPE_CHECKING:
-    from porting.ascend.checking import Judged
+    from porting.ascend.compilation import Compilation, Wishes
+    from porting.ascend.gear_requests import Request
 
 LANGUAGE_MODEL = "causal-lm"  # what a port is, as port.json says it; the default of an architecture's KIND
 ENCODER = "encoder"
@@ -145,6 +146,8 @@ def convert(
     state: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
     cann: str | None = None,
+    gears: str | Request | None = None,
+    host_cpu: str | None = None,
 ) -> Port:
     """Convert a model into a port. Nothing is compared here: `validate` does that.
 
@@ -164,23 +167,27 @@ def convert(
     state:          input name -> output name of what a graph carries from run to run
     allow_pickle:   run the code that is in a .pt2, a TorchScript file or a pickle
     cann:           of an Ascend target: the release that it will be compiled with; every one that is known when left out
+    gears:          of an Ascend target: the shapes that it is compiled for, as in "batch=1,seq=64; batch=1,seq=128"; the port then takes
+                    these and no other. Where all are fixed already, and for a language model, there are defaults
+    host_cpu:       of an Ascend target: "aarch64" or "x86_64", the processor beside the NPU; that of the machine with the compiler when left out
     raises:         PortingError with the exit code of the command; UnsupportedModel where the rules for an Ascend target block it
     """
     wanted = find_target(target)
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
+    wishes = wishes_for(wanted, cann, gears, host_cpu)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with opened(source, **options) as found:
         canonical = canonical_graph(found, highest_opset_of(wanted))
-        ascend = judged_for_target(canonical, wanted, precision, cann)
-        if ascend is not None:
-            ascend.require_portable()
-        return write_canonical(
+        compilation = compilation_of(canonical, wanted, precision, wishes)
+        if compilation is not None:
+            compilation.judged.require_portable()
+        made = write_canonical(
             canonical,
             destination,
             wanted,
             precision_of(canonical, wanted, precision),
-            ascend=ascend,
+            compilation=compilation,
             weights=weights,
             max_ram=max_ram,
             force=force,
@@ -188,21 +195,37 @@ def convert(
             stop_after=stop_after,
             progress=progress,
         )
+        if compilation is not None:
+            from porting.ascend.compilation import hand_over
+
+            hand_over(made, compilation, compared=False)
+        return made
 
 
-def judged_for_target(canonical: Canonical, target: Target, precision: str | None, cann: str | None) -> Judged | None:
-    """What the rules say of a model for an Ascend target, and its lowered graph; None for every other. raises: UsageError"""
-    if target.kind != ASCEND:
-        if cann is not None:
-            raise UsageError(
-                f"{target.name} is not compiled with CANN", where="--cann", next="leave it out, or name an Ascend target"
-            )
+def wishes_for(target: Target, cann: str | None, gears: str | Request | None, host_cpu: str | None) -> Wishes | None:
+    """What is said of an Ascend target beside its name; None for every other. raises: UsageError where another target is told such things"""
+    if target.kind != ASCEND and (cann, gears, host_cpu) == (None, None, None):
         return None
-    from porting.ascend.checking import default_precision, judged
-    from porting.ascend.soc import find_cann, find_soc
+    from porting.ascend.compilation import HOST_CPUS, Wishes
+    from porting.ascend.gear_requests import Request
 
-    soc = find_soc(target.name)
-    return judged(canonical.graph, soc, find_cann(cann), precision or default_precision(soc))
+    wishes = Wishes(cann, Request(named=gears) if isinstance(gears, str) else gears, host_cpu)
+    if target.kind != ASCEND:
+        raise UsageError(
+            f"{target.name} is not compiled with CANN", where=wishes.said[0], next="leave it out, or name an Ascend target"
+        )
+    if host_cpu not in (None, *HOST_CPUS):
+        raise UsageError(f"unknown processor {host_cpu!r}", where="--host-cpu", next=nearest(str(host_cpu), HOST_CPUS))
+    return wishes
+
+
+def compilation_of(canonical: Canonical, target: Target, precision: str | None, wishes: Wishes | None) -> Compilation | None:
+    """A model as it is compiled for an Ascend target; None for every other. raises: as `compilation_for`"""
+    if wishes is None:
+        return None
+    from porting.ascend.compilation import compilation_for
+
+    return compilation_for(canonical, target, precision, wishes)
 
 
 def output_and_examples(second: Any, output: str | Path | None, example_inputs: Any) -> tuple[Path, Any]:
@@ -232,7 +255,7 @@ def write_canonical(
     target: Target,
     precision: str,
     *,
-    ascend: Judged | None = None,
+    compilation: Compilation | None = None,
     weights: str = "link",
     max_ram: int | None = None,
     force: bool = False,
@@ -242,7 +265,7 @@ def write_canonical(
 ) -> Port:
     """Lower a canonical graph to its target and write the port. As `convert`, which has the arguments.
 
-    ascend: the graph as it is lowered already, of an Ascend target
+    compilation: of an Ascend target, whose graph is lowered already
     """
     from porting.converters.passes.tables import lower
 
@@ -250,12 +273,13 @@ def write_canonical(
     side = {} if is_graph(source) else dict(source.side_files())
     if max_ram is not None:
         require_ram(canonical, precision, max_ram, sum(map(len, side.values())))
-    if ascend is None:
+    if compilation is None:
         graph, applied = lower(canonical.graph, target.kind, precision, stop_after)
     elif stop_after is not None:
         raise UsageError(f"the passes for {target.name} run as a whole", where="--stop-after", next="leave it out")
     else:
-        graph, applied = ascend.lowered, [dict(one) for one in ascend.applied if one["changes"]]
+        canonical, judged = compilation.canonical, compilation.judged
+        graph, applied = judged.lowered, [dict(one) for one in judged.applied if one["changes"]]
     manifest = {
         "kind": canonical.kind,
         "architecture": canonical.architecture,
@@ -265,7 +289,7 @@ def write_canonical(
         "tensors": canonical.tensors,
         "passes": [*canonical.applied, *applied],
         "min_runtime": MIN_RUNTIME,
-        **({"ascend": ascend.manifest()} if ascend is not None else {}),
+        **(compilation.manifest() if compilation is not None else {}),
     }
     files = Source(source.format, tuple(source.files), side)
     kept = kept_weights(source, weights)

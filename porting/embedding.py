@@ -7,13 +7,14 @@ has to say how its hidden states become one vector.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from porting.errors import InputError, UsageError, nearest
+from porting.gear_runs import TOKENS, fitting
 from porting.generation.tokens import encode, tokenizer_from_bytes
 from porting.registry import load_architecture
 from porting.session import Session, load
@@ -81,12 +82,41 @@ class Embedder:
         ids = [self._text.ids(text, number) for number, text in enumerate(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         vectors = np.empty((len(ids), self.dimensions), np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            feeds = padded([ids[i] for i in rows], self._text.padding)
+        for start, stop in self._batches([len(ids[i]) for i in order], batch_size):
+            rows = order[start:stop]
+            feeds = self._in_gear(padded([ids[i] for i in rows], self._text.padding))
             found = self._session.run(feeds)[self._output]
-            vectors[rows] = self._pool(found, feeds["attention_mask"])
+            vectors[rows] = self._pool(found[: len(rows)], feeds["attention_mask"][: len(rows)])
         return vectors
+
+    def _batches(self, lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) of texts that run together; no more than the gear for the longest of them has rows."""
+        gears = self._session.program.gears
+        start = 0
+        while start < len(lengths):
+            stop = min(start + batch_size, len(lengths))
+            if gears:
+                holding = [gear[TOKENS][0] for gear in gears if gear[TOKENS][1] >= lengths[stop - 1]]
+                stop = min(stop, start + max(holding, default=1))
+            yield start, stop
+            start = stop
+
+    def _in_gear(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Feeds filled up to the smallest gear that holds them: rows with the last one again, positions masked. raises: InputError"""
+        gears = self._session.program.gears
+        if not gears:
+            return feeds
+        rows, positions = fitting(gears, {TOKENS: feeds[TOKENS].shape})[TOKENS]
+        count, length = feeds[TOKENS].shape
+        fill = {name: self._text.padding if name == TOKENS else 0 for name in feeds}
+        return {
+            name: np.pad(
+                np.concatenate([array, np.repeat(array[-1:], rows - count, 0)]),
+                ((0, 0), (0, positions - length)),
+                constant_values=fill[name],
+            )
+            for name, array in feeds.items()
+        }
 
     def close(self) -> None:
         """Release the device. Safe to call twice."""

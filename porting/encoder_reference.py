@@ -14,6 +14,7 @@ import numpy as np
 
 from porting.embedding import TextPreparation, padded
 from porting.errors import InputError
+from porting.gear_runs import TOKENS, Gear
 from porting.inputs import SEED, TEXTS
 from porting.npz import read_npz
 from porting.registry import load_architecture
@@ -165,6 +166,40 @@ def encoder_cases(
     prepared = TextPreparation(config, architecture, side_files["tokenizer.json"], side_files.get("tokenizer_config.json"))
     rows = [prepared.ids(text, n)[:length] for n, (text, length) in enumerate(zip(TEXTS.values(), LENGTHS, strict=True))]
     return {"texts": padded(rows, prepared.padding), "one": padded(rows[:1], prepared.padding), **cases}
+
+
+def cases_in_gears(
+    cases: Mapping[str, Mapping[str, np.ndarray]], gears: Sequence[Gear], padding: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """The cases in the shapes of a port that knows no other: rows taken again or left out, positions cut off, or filled up and masked.
+
+    gears:   () leaves the cases as they are
+    returns: every case that has such a shape already, and for gears that none has, each case brought to it
+    """
+    if not gears:
+        return {name: dict(feeds) for name, feeds in cases.items()}
+    found, met = {}, set()
+    for name, feeds in cases.items():
+        gear = next((i for i, g in enumerate(gears) if g[TOKENS] == feeds[TOKENS].shape), None)
+        if gear is not None:
+            found[name] = dict(feeds)
+            met.add(gear)
+    for i, gear in enumerate(gears):
+        for name, feeds in cases.items() if i not in met else ():
+            found[f"{name}, {'x'.join(map(str, gear[TOKENS]))}"] = in_gear(feeds, gear[TOKENS], padding)
+    return found
+
+
+def in_gear(feeds: Mapping[str, np.ndarray], shape: tuple[int, ...], padding: int) -> dict[str, np.ndarray]:
+    """Feeds of (rows, positions) in another shape. What fills up is not attended to."""
+    rows, positions = shape
+    complete = {"attention_mask": np.ones_like(feeds[TOKENS]), **feeds}
+    made = {}
+    for name, array in complete.items():
+        cut = np.resize(array[:, :positions], (rows, min(array.shape[1], positions)))  # np.resize takes rows again
+        fill = padding if name == TOKENS else 0
+        made[name] = np.pad(cut, ((0, 0), (0, positions - cut.shape[1])), constant_values=fill)
+    return made
 
 
 def _seeded(vocab: int, types: int, padding: Any, longest: int) -> dict[str, dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from porting.conversion import Canonical
 from porting.converters.checkpoints.port import PortCheckpoint
-from porting.encoder_reference import EncoderReference, encoder_cases
+from porting.encoder_reference import EncoderReference, cases_in_gears, encoder_cases
 from porting.errors import InputError
 from porting.evidence import evidence_level, placement_check
 from porting.feeds import Cases
@@ -31,6 +31,7 @@ from porting.fidelity import (
     rounding,
     rounds_activations,
 )
+from porting.gear_runs import Gear
 from porting.golden_file import ModelIdentity
 from porting.graph_golden import GoldenGraphReference, GraphGolden, golden_of_graph
 from porting.graph_golden_parts import ExpectedSketch
@@ -102,12 +103,12 @@ class EncoderJudgement:
         return golden_of_graph(self.reference, self.cases.feeds, {}, identity, tool_versions(), "fp32", device)
 
 
-def judgement_of_encoder(canonical: Canonical, source: Checkpoint, inputs: Sequence[Path]) -> EncoderJudgement:
+def judgement_of_encoder(
+    canonical: Canonical, source: Checkpoint, inputs: Sequence[Path], gears: Sequence[Gear] = ()
+) -> EncoderJudgement:
     """transformers' own class. raises: EvidenceUnavailable, InputError"""
     names = [value.name for value in canonical.graph.model.graph.inputs]
-    cases = Cases(
-        {name: _complete(feeds, names) for name, feeds in encoder_cases(source.config, source.side_files(), inputs).items()}
-    )
+    cases = _cases(source.config, source.side_files(), inputs, names, gears)
     reference = OriginalReference(lambda: EncoderReference(source), cases, (), (), description=_description(source))
     return EncoderJudgement(reference, cases, source, canonical.architecture, canonical.config)
 
@@ -121,10 +122,23 @@ def judgement_of_encoder_golden(path: Path, source: Checkpoint | None) -> Encode
 def judgement_of_encoder_port(port: Port, inputs: Sequence[Path], device: str) -> EncoderJudgement:
     """Another port, or one to be recorded. raises: InputError, DeviceUnavailable"""
     config, side = port.manifest["config"], {n: c for n in TOKENIZER_FILES if (c := port.side_file(n)) is not None}
-    names = [spec.name for spec in port.program().inputs]
-    cases = Cases({name: _complete(feeds, names) for name, feeds in encoder_cases(config, side, inputs).items()})
+    program = port.program()
+    cases = _cases(config, side, inputs, [spec.name for spec in program.inputs], program.gears)
     reference = OriginalReference(lambda: PortOriginal(port, device), cases, (), (), kind="self")
     return EncoderJudgement(reference, cases, None, str(port.manifest["architecture"]), config)
+
+
+def _cases(
+    config: Mapping[str, Any],
+    side: Mapping[str, bytes],
+    inputs: Sequence[Path],
+    names: Sequence[str | None],
+    gears: Sequence[Gear],
+) -> Cases:
+    """raises: InputError"""
+    padding = config.get("pad_token_id")
+    found = cases_in_gears(encoder_cases(config, side, inputs), gears, padding if isinstance(padding, int) else 0)
+    return Cases({name: _complete(feeds, names) for name, feeds in found.items()})
 
 
 def _description(source: Checkpoint) -> str:

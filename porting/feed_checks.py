@@ -14,6 +14,7 @@ import numpy as np
 
 from porting.dtypes import STRING, dtype_of, sequence_element
 from porting.errors import InputError, nearest
+from porting.gear_runs import gear_of
 from porting.state import is_name
 from porting.types import ANY_SHAPE, Array, Limit, Program, TensorSpec
 from porting.verdict import printable
@@ -43,6 +44,7 @@ class FeedChecks:
         self._unfed = {name: array for name, array in defaults.items() if self._symbols(name)}
         self._ranges = [(name, *self._range(name, bounds)) for name, bounds in program.ranges.items()]
         self._limits = [(name, self._limit(name, limit)) for name, limit in program.limits.items()]
+        self._gears = [{name: shape for name, shape in gear.items() if name in self._specs} for gear in program.gears]
 
     def checked(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Any], Callable[[Any], Any] | None]:
         """Feeds with defaults, and the function that turns outputs into the caller's kind of array (None for numpy).
@@ -77,6 +79,8 @@ class FeedChecks:
         for symbol, name, axis, other, other_axis in self._agree:
             if arrays[name].shape[axis] != arrays[other].shape[other_axis]:
                 raise _disagreement(symbol, name, arrays[name], other, arrays[other])
+        if self._gears:
+            gear_of(self._gears, {name: arrays[name].shape for name in self._gears[0]})
         for name, limit in self._limits:
             if arrays[name].shape[limit.axis] > limit.most:
                 _require_length(name, arrays[name], limit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.converters.passes.linear_to_fused import linear_to_fused
 from porting.errors import InputError, OutOfResources
+from porting.gear_runs import buckets_of, run_tokens
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound, activation_quantisation_bound, combined, rounding_bound
 from porting.numerics.metrics import compare
 from porting.port_folder import MODEL, Port
@@ -91,13 +92,29 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def run_whole(session: Session, ids: np.ndarray) -> np.ndarray:
-    """Logits of all positions in one run, from an empty state: (B, S) int64 -> (B, S, V) float32."""
-    return session.run({"input_ids": ids})["logits"]
+def run_whole(session: Session, ids: np.ndarray, buckets: Sequence[int] = ()) -> np.ndarray:
+    """Logits of all positions from an empty state: (B, S) int64 -> (B, S, V) float32. In one run, or of a port with gears in few.
+
+    buckets: as `run_tokens` takes them
+    """
+    if not session.program.gears:
+        return session.run({"input_ids": ids})["logits"]
+    batch = session.program.gears[0]["input_ids"][0]
+    parts = []
+    for start in range(0, len(ids), batch):
+        rows = ids[start : start + batch]
+        fed = np.resize(rows, (batch, ids.shape[1]))  # rows are taken again where they do not fill the batch
+        parts.append(run_tokens(session, fed, session.new_state(batch=batch), buckets=buckets)[: len(rows)])
+    return np.concatenate(parts)
 
 
 def run_in_chunks(session: Session, ids: np.ndarray) -> np.ndarray:
-    """Logits of the same ids with a past: in chunks of CHUNK for the first half, singly after, as generation does. Row by row."""
+    """Logits of the same ids with a past: in chunks of CHUNK for the first half, singly after, as generation does. Row by row.
+
+    Of a port with gears: in its shortest one throughout.
+    """
+    if session.program.gears:
+        return run_whole(session, ids, buckets_of(session.program)[:1])
     rows = []
     for row in ids:
         state = session.new_state(len(row))

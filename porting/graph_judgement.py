@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from porting.conversion import Canonical, graph_config
 from porting.dtypes import dtype_of
 from porting.errors import InputError
 from porting.feeds import Cases, cases_from_npz, find_cases, require_feeds
+from porting.gear_runs import Gear, gear_of, shown
 from porting.golden_file import ModelIdentity
 from porting.graph_golden import GoldenGraphReference, GraphGolden, golden_of_graph
 from porting.graph_reference import GraphReference, OriginalReference
@@ -27,6 +28,7 @@ from porting.types import GraphSource, Original, Program, StatePair, StateSpec, 
 from porting.verdict import Verdict, printable
 
 NUDGE = 0.01  # relative
+FEWEST = 4  # generated cases
 
 
 class GraphJudgement:
@@ -76,10 +78,12 @@ class GraphJudgement:
         return golden_of_graph(self.reference, cases.feeds, cases.recipes, identity, tool_versions(), "source", device)
 
 
-def judgement_of_graph(canonical: Canonical, source: GraphSource, inputs: Sequence[Path]) -> GraphJudgement:
+def judgement_of_graph(
+    canonical: Canonical, source: GraphSource, inputs: Sequence[Path], gears: Sequence[Gear] = ()
+) -> GraphJudgement:
     """The untouched model, with the user's inputs, or generated ones. raises: InputError when nothing fits it"""
     pairs = canonical.graph.state.pairs
-    cases = cases_for(source, inputs, pairs)
+    cases = cases_for(source, inputs, pairs, gears)
     reference = OriginalReference(
         source.original,
         cases,
@@ -87,7 +91,7 @@ def judgement_of_graph(canonical: Canonical, source: GraphSource, inputs: Sequen
         source.outputs,
         pairs,
         source.onnx_path,
-        generated_for(source) if source.examples or inputs else None,
+        generated_for(source, gears) if source.examples or inputs else None,
     )
     return GraphJudgement(reference, cases, graph_config(source))
 
@@ -102,7 +106,7 @@ def judgement_of_graph_port(port: Port, inputs: Sequence[Path], device: str) -> 
     """Another port, or one to be recorded. raises: InputError, DeviceUnavailable"""
     program = port.program()
     interface = Interface(program.inputs, program.outputs, (), lambda: PortOriginal(port, device))
-    cases = cases_for(interface, inputs, program.state.pairs)
+    cases = cases_for(interface, inputs, program.state.pairs, program.gears)
     reference = OriginalReference(
         interface.original, cases, program.inputs, program.outputs, program.state.pairs, port.path / MODEL, kind="self"
     )
@@ -119,13 +123,16 @@ class Interface:
     original: Callable[[], Original]
 
 
-def cases_for(source: GraphSource | Interface, inputs: Sequence[Path], pairs: Sequence[StatePair]) -> Cases:
+def cases_for(
+    source: GraphSource | Interface, inputs: Sequence[Path], pairs: Sequence[StatePair], gears: Sequence[Gear] = ()
+) -> Cases:
     """What a graph is validated on.
 
     The user's examples, the first of them with other values, and stretched along each free dimension; without any, generated inputs that the
     original takes.
     State that an example leaves out is zeros.
-    raises: InputError for examples that do not fit, and where no generated input does
+    gears:  the only shapes that are taken, each at least once; () for all
+    raises: InputError for examples that do not fit, or are no gear, and where no generated input does
     """
     original = source.original()
     try:
@@ -136,23 +143,56 @@ def cases_for(source: GraphSource | Interface, inputs: Sequence[Path], pairs: Se
             without_state = [spec for spec in source.inputs if spec.name not in hidden]
             given = {name: dict(feeds) for name, feeds in _read(inputs, source.inputs, without_state).items()}
         else:
-            return find_cases(source.inputs, original.run)
+            return cases_in_gears(source.inputs, original, gears) if gears else find_cases(source.inputs, original.run)
         complete = {name: with_state(feeds, source, pairs) for name, feeds in given.items()}
         for name, feeds in complete.items():
             require_feeds(feeds, source.inputs, name)
             original.run(feeds)  # the user's own inputs have to run
+        if gears:
+            return cases_in_gears(source.inputs, original, gears, complete)
         return stretched(complete, source.inputs, original)
     finally:
         original.close()
 
 
-def generated_for(source: GraphSource) -> Callable[[], Cases]:
+def cases_in_gears(
+    specs: Sequence[TensorSpec], original: Original, gears: Sequence[Gear], given: Mapping[str, Mapping[str, Any]] | None = None
+) -> Cases:
+    """Cases in the shapes that a port knows: those given, the first with other values too, and generated ones for the gears that none of them has.
+
+    raises: InputError for one given that is no gear, and for a gear that the original takes no generated input of
+    """
+    cases, recipes, met = dict(given or {}), {}, []
+    for feeds in cases.values():
+        met.append(gear_of(gears, {spec.name: np.shape(feeds[spec.name]) for spec in specs}))
+    if cases:
+        first = next(iter(cases))
+        others = _other_values(cases[first], specs, original)
+        cases |= {f"{first}, other values": others} if others is not None else {}
+    for gear in gears:
+        if gear in met:
+            continue
+        fixed = [replace(spec, shape=gear[spec.name]) for spec in specs]
+        try:
+            found = find_cases(fixed, original.run, wanted=max(2, FEWEST // len(gears)))
+        except InputError as error:
+            raise InputError(
+                f"the model takes no generated input in the gear {shown(gear)}: {error.what}",
+                where="gears",
+                next="leave that gear out, or give inputs of its shapes with --inputs x.npz",
+            ) from error
+        cases |= {f"{name}, {shown(gear)}": feeds for name, feeds in found.feeds.items()}
+        recipes |= {f"{name}, {shown(gear)}": recipe for name, recipe in found.recipes.items()}
+    return Cases(cases, recipes)
+
+
+def generated_for(source: GraphSource, gears: Sequence[Gear] = ()) -> Callable[[], Cases]:
     """Generated cases, none where the original takes none."""
 
     def find() -> Cases:
         original = source.original()
         try:
-            return find_cases(source.inputs, original.run)
+            return cases_in_gears(source.inputs, original, gears) if gears else find_cases(source.inputs, original.run)
         except InputError:
             return Cases({})
         finally:

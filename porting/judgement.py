@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from porting.conversion import GRAPH, LANGUAGE_MODEL, Canonical, canonical_graph
 from porting.encoder_validation import judgement_of_encoder, judgement_of_encoder_golden, judgement_of_encoder_port
 from porting.errors import EvidenceUnavailable, InputError, UsageError
+from porting.gear_runs import Gear
 from porting.golden import Golden
 from porting.golden_file import ModelIdentity
 from porting.graph_golden import GraphGolden
@@ -50,8 +51,12 @@ class Judgement(Protocol):
         """What the reference computed, or the golden that it came from."""
 
 
-def judgement_of_source(canonical: Canonical, inputs: Sequence[Path]) -> Judgement:
-    """With the source at hand. raises: EvidenceUnavailable (transformers is missing), InputError (inputs that do not fit)"""
+def judgement_of_source(canonical: Canonical, inputs: Sequence[Path], gears: Sequence[Gear] = ()) -> Judgement:
+    """With the source at hand.
+
+    gears:  the shapes that the port knows, () for all
+    raises: EvidenceUnavailable (transformers is missing), InputError (inputs that do not fit)
+    """
     source = canonical.source
     if canonical.kind == LANGUAGE_MODEL:
         assert is_checkpoint(source)
@@ -59,9 +64,9 @@ def judgement_of_source(canonical: Canonical, inputs: Sequence[Path]) -> Judgeme
         cases = cases_of(source.config, source.side_files().get("tokenizer.json"), inputs)
         return LanguageJudgement(UpstreamReference(source, cases), source)
     if is_graph(source):
-        return judgement_of_graph(canonical, source, inputs)
+        return judgement_of_graph(canonical, source, inputs, gears)
     require_upstream()
-    return judgement_of_encoder(canonical, source, inputs)
+    return judgement_of_encoder(canonical, source, inputs, gears)
 
 
 def judgement_of_golden(
@@ -129,7 +134,7 @@ def judgement_for(
                     where="--against",
                     next="validate against the port's own source or golden",
                 )
-            yield judgement_of_source(canonical, inputs)
+            yield judgement_of_source(canonical, inputs, port.program().gears)
 
 
 def _as_the_port(port: Port, torch: bool, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from porting.fidelity import (
     run_in_chunks,
     run_whole,
 )
+from porting.gear_runs import buckets_of
 from porting.golden import Golden, ModelIdentity
 from porting.inputs import not_reached, require_cases
 from porting.numerics.bounds import UNIT_ROUNDOFF, Bound
@@ -116,6 +117,7 @@ def judge(
             logits = run_cases(session)
             advance(1)
             stepwise = {name: run_in_chunks(session, ids) for name, ids in cases.items()} if stateful else None
+            bucketed = in_each_bucket(session, cases)
         if rounds_activations(port):
             checks += float_checks(port, own, cases, stateful)
         checks.append(
@@ -127,6 +129,9 @@ def judge(
                     "chunked run", own, stepwise, bound, "in chunks and singly, against the canonical graph all at once"
                 )
             )
+        for name, found in bucketed.items():
+            reference_logits = {case: own[case] for case in found}
+            checks.append(fidelity_check(name, reference_logits, found, bound, "the prompt in pieces of this gear"))
         checks += reference_checks(port, reference, logits, bound)
         advance(1)
     return Verdict.from_checks(
@@ -149,6 +154,13 @@ def judge(
             "precision": port.precision,
         },
     )
+
+
+def in_each_bucket(session: Session, cases: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The longest case in every gear for prompts: name of the check -> case -> logits. Empty for a port without gears."""
+    name = max(cases, key=lambda case: cases[case].shape[1])
+    longer = buckets_of(session.program)[1:]
+    return {f"gear of {bucket} tokens": {name: run_whole(session, cases[name], (1, bucket))} for bucket in longer}
 
 
 def require_language_model(port: Port) -> None:

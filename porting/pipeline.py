@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from porting.conversion import (
     GRAPH,
     canonical_graph,
+    compilation_of,
     highest_opset_of,
-    judged_for_target,
     output_and_examples,
     precision_of,
+    wishes_for,
     write_canonical,
 )
 from porting.devices import parse_device
@@ -30,6 +31,10 @@ from porting.registry import load_backend
 from porting.sources import opened
 from porting.targets import find_target
 from porting.verdict import Verdict
+
+if TYPE_CHECKING:
+    from porting.ascend.compilation import Compilation
+    from porting.ascend.gear_requests import Request
 
 
 def port(
@@ -50,14 +55,17 @@ def port(
     state: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
     cann: str | None = None,
+    gears: str | Request | None = None,
+    host_cpu: str | None = None,
 ) -> Verdict:
     """Convert `source` into a port, compare it with a reference, and write the evidence into it.
 
     source:  as `porting.convert` takes it; so are `output_or_examples`, `output`, `example_inputs`, `dynamic`, `state`, `allow_pickle`
     against: a golden; the original when left out (transformers for a checkpoint, else the untouched file or module itself)
     inputs:  .npz files to validate on, in place of the built-in or generated inputs
-    cann:    as `porting.convert` takes it. For an Ascend target the lowered graph is compared on `device`, which shows that it computes the same
-             and nothing about Ascend: level "static". What the rules block is a verdict that fails, and no port is written
+    cann:    as `porting.convert` takes it, and `gears` and `host_cpu`. For an Ascend target the lowered graph is compared on `device`, in every
+             gear, which shows that it computes the same and nothing about Ascend: level "static". What the rules block is a verdict that
+             fails, and no port is written; a port that passes holds the hand-off for the compiler, in targets/
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
     raises:  what `convert` and `validate` raise; a missing device or reference is found before anything is written
     """
@@ -66,18 +74,20 @@ def port(
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
     require_usable(device)
+    wishes = wishes_for(wanted, cann, gears, host_cpu)
     files = paths_of(inputs)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with opened(source, inputs=files, **options) as found:
         canonical = canonical_graph(found, highest_opset_of(wanted))
-        ascend = judged_for_target(canonical, wanted, precision, cann)
-        if ascend is not None and ascend.portability == "blocked":
+        compilation = compilation_of(canonical, wanted, precision, wishes)
+        if compilation is not None and compilation.judged.portability == "blocked":
             from porting.ascend.checking import source_name, verdict_of
 
-            return verdict_of(ascend, "port", source_name(canonical), wanted, time.perf_counter() - start)
+            return verdict_of(compilation.judged, "port", source_name(canonical), wanted, time.perf_counter() - start)
+        shapes = () if compilation is None or compilation.gears is None else compilation.gears.shapes
         chosen = precision_of(canonical, wanted, precision)
         if against is None:
-            judgement = judgement_of_source(canonical, files)
+            judgement = judgement_of_source(canonical, files, shapes)
         else:
             judgement = judgement_of_golden(Path(against), files, canonical.kind, found)
         judgement.require_model(canonical.architecture, canonical.config)
@@ -85,21 +95,33 @@ def port(
             judgement.prepare()
             advance(1)
         made = write_canonical(
-            canonical, destination, wanted, chosen, ascend=ascend, weights=weights, force=force, progress=progress
+            canonical, destination, wanted, chosen, compilation=compilation, weights=weights, force=force, progress=progress
         )
         verdict = judgement.judge(made, device, command="port", progress=progress)
+        handed = {} if compilation is None else {"handoff": handed_over(made, compilation, verdict)}
         details = {
             **verdict.details,
             "tensors_used": len(made.manifest["tensors"]["used"]),
             "tensors_dropped": made.manifest["tensors"]["dropped"],
             **missing_weights(made),
             **constant_inputs(made),
+            **handed,
             "total_seconds": round(time.perf_counter() - start, 3),
             "again": f"porting validate {made.path} --device {device}",
         }
         full = Verdict(**{**verdict.__dict__, "details": details})
         write_evidence(made, full, judgement)
     return full
+
+
+def handed_over(made: Port, compilation: Compilation, verdict: Verdict) -> str:
+    """Write the hand-off of a port that passed; what the report says of it."""
+    from porting.ascend.compilation import hand_over
+
+    if verdict.verdict != "pass":
+        return "no hand-off: the graph is not shown to be right"
+    folder = hand_over(made, compilation, compared=True)
+    return compilation.no_handoff() if folder is None else str(folder.relative_to(made.path))
 
 
 def missing_weights(made: Port) -> dict[str, list[str]]:

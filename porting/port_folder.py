@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from porting.dtypes import is_feedable
-from porting.errors import PortError
+from porting.errors import InputError, PortError
 from porting.external_data import require_external_data
 from porting.types import Limit, Program, StatePair, StateSpec, TensorSpec
 
@@ -256,6 +256,7 @@ def _program(model: Path, manifest: Mapping[str, Any]) -> Program:
             {name: _text(version) for name, version in runtimes.items()},
             {name: _range(bounds) for name, bounds in manifest.get("ranges", {}).items()},  # ports from before them have none
             {name: _limit(limit) for name, limit in manifest.get("limits", {}).items()},  # nor these
+            _gears(manifest),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PortError(
@@ -295,6 +296,21 @@ def _limit(value: Mapping[str, Any]) -> Limit:
     return Limit(
         _axis(value["axis"]), _axis(value["most"]), None if ignored is None else _axis(ignored), _text(value["reason"])
     )
+
+
+def _gears(manifest: Mapping[str, Any]) -> tuple[Mapping[str, tuple[int, ...]], ...]:
+    """The shapes that a port was made for. raises: ValueError for gears that are not those of its inputs"""
+    if "gears" not in manifest:
+        return ()
+    from porting.ascend.gears import from_json
+
+    try:
+        shapes = from_json(manifest["gears"]).shapes
+    except InputError as error:
+        raise ValueError(error.what) from error
+    if any(gear.keys() != {entry["name"] for entry in manifest["inputs"]} for gear in shapes):
+        raise ValueError("the gears have other inputs than the port")
+    return shapes
 
 
 def _axis_or_none(value: Any) -> int | None:

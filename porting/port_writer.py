@@ -26,7 +26,7 @@ from porting.port_layout import WEIGHTS_FILE, Layout, lay_out, serialised
 from porting.port_sources import Source, WatchedFiles, names_of
 from porting.port_staging import START, Point, Staging, os_errors, recover, staging_for, write_synced
 from porting.progress import silent
-from porting.types import ANY_SHAPE, Graph
+from porting.types import ANY_SHAPE, Graph, TensorSpec
 
 JOURNAL_EVERY = 64 << 20  # bytes between two points that --resume can go on from; tests lower it
 
@@ -213,6 +213,12 @@ def _manifest(
         "tools": {"porting": porting.__version__},
         "files": files,
     }
+
+
+def specs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """The inputs of a model, state included, as a port lists them."""
+    found = [_described(value) for value in model.graph.inputs]
+    return tuple(TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in found)
 
 
 def _described(value: ir.Value) -> dict[str, Any]:

@@ -28,6 +28,9 @@ def verdict_text(verdict: Verdict) -> str:
     fixed = verdict.details.get("constant_inputs")
     if fixed:
         facts.append(f"constants of the port, though the file lets a caller feed them: {printable(', '.join(map(str, fixed)))}")
+    handoff = verdict.details.get("handoff")
+    if handoff:
+        facts.append(f"for the compiler: {printable(str(handoff), 400)}")
     facts.append(f"{verdict.seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
     again = verdict.details.get("again")
     if again:

@@ -16,6 +16,7 @@ import numpy as np
 from porting.devices import Device, parse_device
 from porting.errors import DeviceUnavailable, InputError, RuntimeFailed, UsageError, nearest
 from porting.feed_checks import FeedChecks
+from porting.gear_runs import fixed_capacity
 from porting.registry import load_backend
 from porting.state import batch_place, state_from_arrays
 from porting.types import Array, Backend, BackendSession, Program, State, TensorSpec
@@ -45,6 +46,8 @@ class Session:
         self._keeps_state = bool(state.pairs)
         self._appended = {pair.input: pair.appended for pair in state.pairs if pair.appended is not None}
         self._rows = batch_place(program, self.inputs)
+        self._fixed_rows = self._rows_of_the_graph()
+        self._capacity = fixed_capacity(program) if program.state.length else None
 
     @property
     def placement(self) -> Mapping[str, str]:
@@ -56,7 +59,9 @@ class Session:
     ) -> State:
         """A state for `batch` rows, of zeros or started from arrays; it grows by itself when a run needs more than `capacity` positions.
 
-        batch:   None takes it from `initial`, else 1; porting/state.py says which dimension it is
+        Where the graph itself says how many rows or positions it has, it has these, and no more.
+
+        batch:   None takes it from `initial`, else from the graph, else 1; porting/state.py says which dimension it is
         initial: numpy arrays by input name, as `read_state` gives them; what is left out is zeros
         raises:  UsageError when the program keeps no state; InputError for arrays that do not fit, and where the size of a buffer
                  is not known without an array
@@ -68,8 +73,13 @@ class Session:
                 f"a state has a whole number of rows, got batch={batch!r}", where="new_state", next="give the rows that are fed"
             )
         source = state_from_arrays(self.program, initial, batch) if initial else None
-        rows = (1 if batch is None else batch) if source is None else len(source.length)
+        rows = (self._fixed_rows or 1 if batch is None else batch) if source is None else len(source.length)
+        if self._fixed_rows not in (None, rows):
+            raise InputError(f"the graph was made for {self._fixed_rows} rows, not {rows}", where="new_state")
         wanted = max(capacity, source.capacity if source else 0) if self.program.state.length else 0
+        if self._capacity is not None:
+            self._require_capacity(source.capacity if source else 0)
+            wanted = self._capacity
         state = self._session.new_state(wanted, rows, *([source] if source else []))
         state.owner = weakref.ref(self)
         state.appended = bool(self._appended) and source is not None
@@ -138,7 +148,7 @@ class Session:
         if spec.advance and (step < 1 or batch < 1):
             raise self._nothing_to_run(arrays[spec.advance[0]])
         if state is None:
-            state = self._session.new_state(step if spec.length else 0, batch)
+            state = self._session.new_state((self._capacity or step) if spec.length else 0, batch)
         else:
             self._require_mine(state)
         if spec.length is None:
@@ -233,11 +243,31 @@ class Session:
 
     def _make_room(self, state: State, step: int) -> None:
         needed = int(state.length.max(initial=0)) + step
+        if self._capacity is not None:
+            self._require_capacity(needed)
         if needed > state.capacity:
             wanted = max(needed, state.capacity + state.capacity // 2)
             capacity = -(-wanted // CAPACITY_STEP) * CAPACITY_STEP
             grown = self._session.new_state(capacity, len(state.length), grown_from=state)
             state.buffers, state.capacity = grown.buffers, grown.capacity
+
+    def _require_capacity(self, needed: int) -> None:
+        """raises: InputError for more positions than the graph has, where their number is written into it"""
+        assert self._capacity is not None
+        if needed > self._capacity:
+            raise InputError(
+                f"the cache has {self._capacity} positions, and {needed} are needed: the graph was made for that many",
+                where="session.run",
+                next='shorten the text, or convert with more: --gears "capacity=..."',
+            )
+
+    def _rows_of_the_graph(self) -> int | None:
+        """Rows that are written into the graph; None where they are the caller's to choose."""
+        if not self._keeps_state or self._rows is None or not self._rows[2]:
+            return None
+        name, axis, _ = self._rows
+        size = next(spec for spec in self.inputs if spec.name == name).shape[axis]
+        return size if isinstance(size, int) else None
 
     def _nothing_to_run(self, array: np.ndarray) -> InputError:
         assert self.program.state.advance is not None

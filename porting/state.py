@@ -63,10 +63,10 @@ def state_buffers(program: Program, capacity: int, batch: int, like: State | Non
 
 def _size(spec: TensorSpec, growing: int | None, axis: int, symbol: str | None, capacity: int, batch: int) -> int:
     dim = spec.shape[axis]
-    if axis == growing:
-        return capacity
     if isinstance(dim, int):
         return dim
+    if axis == growing:
+        return capacity
     if axis == _batch_axis(spec, growing, symbol):
         return batch
     raise InputError(

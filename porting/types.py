@@ -230,6 +230,7 @@ class Program:
     model:  path of model.onnx (external data beside or below it), or the bytes of a self-contained ONNX file
     ranges: as in Graph; the session refuses numbers outside, which a runtime would wrap around or break on
     limits: as in Graph; the session refuses longer inputs, on which a runtime would break somewhere inside
+    gears:  the shapes of all inputs that it was made for, a mapping each; the session refuses others. () where every shape is taken
     """
 
     model: Path | bytes
@@ -240,6 +241,7 @@ class Program:
     min_runtime: Mapping[str, str] = field(default_factory=dict)  # {"onnxruntime": "1.28"}
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    gears: tuple[Mapping[str, tuple[int, ...]], ...] = ()
 
 
 # --- backends -----------------------------------------------------------------------------------------------------

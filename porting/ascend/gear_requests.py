@@ -87,7 +87,7 @@ def assigned(
     if given == ["dims"]:
         return DIMS, [_by_order(places, gear) for gear in _rows(request.dims, "--dims")]
     if given == ["named"]:
-        return None, [by_name(places, gear) for gear in _named(request.named)]
+        return None, [by_name(places, gear) for gear in named_sizes(request.named)]
     batches = [_at_axes(inputs, places, (n,), (0,), "--batch") for (n,) in _batches(request.batch)]
     images = [_at_axes(inputs, places, gear, IMAGE_AXES, "--image-size") for gear in _images(request.image_size)]
     if len(batches) > 1 and len(images) > 1:
@@ -174,7 +174,8 @@ def _images(text: str) -> list[list[int]]:
     return rows
 
 
-def _named(text: str) -> list[dict[str, int]]:
+def named_sizes(text: str) -> list[dict[str, int]]:
+    """ "batch=1,seq=64; batch=1,seq=128" as a mapping each. raises: UsageError"""
     gears = []
     for part in text.split(";"):
         gear: dict[str, int] = {}

@@ -37,12 +37,12 @@ from porting.ascend.graph_facts import GraphFacts
 from porting.ascend.soc import Soc
 from porting.checked_json import integer, object_with, shape_of, table, text
 from porting.errors import InputError, UnsupportedModel, UsageError
+from porting.gear_runs import gear_of, listed, shown
 from porting.types import TensorSpec
 from porting.verdict import printable
 
 SUGGESTED_BATCH = 2048  # the largest that the documents suggest
 SUGGESTED_GEARS = 4  # of dynamic_dims
-SHOWN = 8  # gears in a message
 
 
 @dataclass(frozen=True)
@@ -64,23 +64,15 @@ class Gears:
         raises: InputError naming the gears, when the run is none of them
         """
         got = {name: tuple(getattr(value, "shape", value)) for name, value in feeds.items()}
-        for gear in self.shapes:
-            if got == gear:
-                return gear
         names = self.shapes[0].keys()
         if got.keys() != names:
             differ = sorted(map(str, got.keys() ^ names))
             raise InputError(f"the gears have inputs {', '.join(names)}: {printable(differ[0], 60)!r} differs", where="gears")
-        raise InputError(
-            f"no gear has the shapes {shown(got)}; the port was compiled for {self.describe()}",
-            where="gears",
-            next="pad to a gear, run it in pieces, or compile with a further gear: the device would take the largest gear and say nothing",
-        )
+        return gear_of(self.shapes, got)
 
     def describe(self) -> str:
         """The gears in words, the first few of many."""
-        listed = " | ".join(shown(gear) for gear in self.shapes[:SHOWN])
-        return listed if len(self.shapes) <= SHOWN else f"{listed} and {len(self.shapes) - SHOWN} more"
+        return listed(self.shapes)
 
     @property
     def largest(self) -> Mapping[str, Shape]:
@@ -137,10 +129,6 @@ def _json_shape(value: Any, where: str) -> Shape:
     for size in value if isinstance(value, list) else ():
         integer(size, 1, LARGEST, where)
     return shape_of(value, 1 << 62, where)
-
-
-def shown(shapes: Mapping[str, Sequence[int]]) -> str:
-    return ", ".join(f"{printable(str(name), 60)} {list(shape)}" for name, shape in shapes.items())
 
 
 # --- from what the user asked for ---------------------------------------------------------------------------------
@@ -209,8 +197,7 @@ def _made(
     kind = FIXED if len(shapes) == 1 else chosen or _fitting(inputs, places, shapes)
     if kind == IMAGE:
         _require_both_free(places, shapes)
-    if kind != FIXED:
-        _require_gears_possible(kind, facts, aipp, quantised)
+    require_gears_possible(kind, facts, aipp, quantised)
     names = [spec.name for spec in inputs]
     return Gears(kind, shapes, options_of(kind, names, shapes, _input_format(kind, inputs, aipp)))
 
@@ -277,7 +264,10 @@ def _require_both_free(places: Sequence[Place], shapes: Shapes) -> None:
             )
 
 
-def _require_gears_possible(kind: str, facts: GraphFacts | None, aipp: Collection[str], quantised: bool) -> None:
+def require_gears_possible(kind: str, facts: GraphFacts | None, aipp: Collection[str] = (), quantised: bool = False) -> None:
+    """Refuse gears that a graph cannot have, see `gears_for`. raises: UsageError, UnsupportedModel"""
+    if kind == FIXED:
+        return
     if kind == DIMS and aipp:
         raise UsageError(
             f"--{DIMS} and --insert_op_conf (AIPP on {printable(', '.join(sorted(aipp)), 60)}) exclude each other",

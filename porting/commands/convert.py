@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
+
+if TYPE_CHECKING:
+    from porting.ascend.gear_requests import Request
 
 
 @click.command()
@@ -15,6 +19,8 @@ from . import options
 @options.target
 @options.precision
 @options.cann
+@options.shapes
+@options.host_cpu
 @click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Form of the result.")
 @click.option(
     "--max-ram", type=options.Size(), metavar="SIZE", help="Refuse to start when the forecast is above this, as in 4GiB."
@@ -32,6 +38,8 @@ def command(
     target: str,
     precision: str | None,
     cann: str | None,
+    gears: Request | None,
+    host_cpu: str | None,
     to: str,
     max_ram: int | None,
     weights: str | None,
@@ -64,6 +72,8 @@ def command(
             stop_after=stop_after,
             progress=options.progress(quiet),
             cann=cann,
+            gears=gears,
+            host_cpu=host_cpu,
         )
     m = port.manifest
     result = {

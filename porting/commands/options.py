@@ -40,6 +40,34 @@ cann = click.option(
     metavar="VERSION",
     help="For an Ascend target: the CANN release that it will be compiled with.  [default: all that are known]",
 )
+host_cpu = click.option(
+    "--host-cpu",
+    default=None,
+    metavar="CPU",
+    help="For an Ascend target: the processor beside the NPU, aarch64 (Kunpeng) or x86_64.  [default: that of the machine with the compiler]",
+)
+_SHAPES = (
+    click.option(
+        "--gears",
+        default="",
+        metavar='"NAME=N,...; ..."',
+        help="For an Ascend target: the shapes that it is compiled for, a size for each free dimension by its name, gears parted by semicolons. "
+        "The port then takes these shapes and no other. Of a language model only what differs from batch=1, sequence=1, 64 and 256, capacity=1024.",
+    ),
+    click.option("--batch", default="", metavar="N,...", help="The same for axis 0 of the inputs alone: 1,2,4,8."),
+    click.option(
+        "--image-size",
+        default="",
+        metavar='"H,W; ..."',
+        help="The same for height and width of images (NCHW): 224,224;448,448.",
+    ),
+    click.option(
+        "--dims",
+        default="",
+        metavar='"N,...; ..."',
+        help="The same with a number for each free dimension, in the inputs' order.",
+    ),
+)
 device = click.option(
     "--device",
     default="cpu",
@@ -186,6 +214,22 @@ def _with_named(command: Callable[..., int], argument: Callable[[Any], Any]) -> 
 
     decorated: Callable[..., int] = with_source
     for option in (state, input_spec, allow_pickle, no_strict, entry, model, argument):
+        decorated = option(decorated)
+    return decorated
+
+
+def shapes(command: Callable[..., int]) -> Callable[..., int]:
+    """--gears, --batch, --image-size and --dims, handed to the command as `gears`, a Request or None."""
+
+    @wraps(command)
+    def with_shapes(gears: str, batch: str, image_size: str, dims: str, **rest: Any) -> int:
+        from porting.ascend.gear_requests import Request
+
+        request = Request(batch, image_size, dims, gears)
+        return command(gears=request if request != Request() else None, **rest)
+
+    decorated: Callable[..., int] = with_shapes
+    for option in reversed(_SHAPES):
         decorated = option(decorated)
     return decorated
 

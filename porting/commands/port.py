@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
+
+if TYPE_CHECKING:
+    from porting.ascend.gear_requests import Request
 
 
 @click.command()
@@ -15,6 +19,8 @@ from . import options
 @options.target
 @options.precision
 @options.cann
+@options.shapes
+@options.host_cpu
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -33,6 +39,8 @@ def command(
     target: str,
     precision: str | None,
     cann: str | None,
+    gears: Request | None,
+    host_cpu: str | None,
     against: Path | None,
     device: str,
     inputs: tuple[Path, ...],
@@ -64,5 +72,7 @@ def command(
             force=force,
             progress=options.progress(quiet),
             cann=cann,
+            gears=gears,
+            host_cpu=host_cpu,
         )
     return options.emit_verdict(verdict, as_json, junit)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from porting.errors import InputError, UsageError
+from porting.gear_runs import fixed_capacity, run_tokens
 from porting.generation.sampling import SamplingSettings, next_token
 from porting.session import CAPACITY_STEP, Session
 
@@ -83,6 +84,10 @@ def generate_tokens(
         raise UsageError(f"prefill_chunk is {prefill_chunk!r}", where="generate", next="allowed: an integer, 1 or more")
     vocab_size = logits.shape[-1] if isinstance(logits.shape[-1], int) else None
     require_request_fits(prompt_ids, max_new_tokens, context_limit=context_limit, vocab_size=vocab_size)
+    capacity = fixed_capacity(session.program)
+    if capacity is not None:  # the last token is given, and not run
+        limit = capacity + 1 if context_limit is None else min(capacity + 1, context_limit)
+        require_request_fits(prompt_ids, max_new_tokens, context_limit=limit, vocab_size=vocab_size)
     last_only = {"logits_to_keep": np.asarray(1, np.int64)} if "logits_to_keep" in inputs else {}
     return _generated(session, prompt_ids, max_new_tokens, settings, frozenset(stop_ids), prefill_chunk, last_only)
 
@@ -100,18 +105,18 @@ def _generated(
     history = np.empty(prompt_length + max_new_tokens, np.int64)
     history[:prompt_length] = prompt_ids
     # Room for the prompt at once; for the answer the session grows it in steps, since attention may pay for all of it.
-    state = session.new_state(CAPACITY_STEP * (prompt_length // CAPACITY_STEP + 1))
+    state = session.new_state(fixed_capacity(session.program) or CAPACITY_STEP * (prompt_length // CAPACITY_STEP + 1))
     rng = settings.rng()
     for start in range(0, prompt_length, prefill_chunk):
         chunk = history[start : min(start + prefill_chunk, prompt_length)]
-        logits = session.run({"input_ids": chunk[None], **last_only}, state)["logits"]
+        logits = run_tokens(session, chunk[None], state, last_only)
     for length in range(prompt_length, prompt_length + max_new_tokens):
         token = next_token(logits[0, -1], history[:length], settings, rng)
         history[length] = token
         yield token
         if token in stop_ids or length + 1 == len(history):
             return
-        logits = session.run({"input_ids": history[None, length : length + 1], **last_only}, state)["logits"]
+        logits = run_tokens(session, history[None, length : length + 1], state, last_only)
 
 
 class StopStrings:

@@ -1,0 +1,174 @@
+"""What is compiled for an Ascend SoC: a model at the shapes of its gears, lowered and judged, and the hand-off that says so.
+
+    canonical graph -> gears -> sizes that all gears share are written into it -> lowered -> judged -> port, hand-off
+
+Sizes come first: what is fixed is folded away, and a graph that keeps free dimensions computes its indices anew in every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from porting.ascend.atc_command import atc_command
+from porting.ascend.checking import EVERY_VERSION, Judged, default_precision, judged
+from porting.ascend.gear_requests import Request, free_places
+from porting.ascend.gears import Gears, gears_for, require_gears_possible
+from porting.ascend.handoff import write_handoff
+from porting.ascend.language_gears import KEPT, language_gears
+from porting.ascend.soc import Soc, find_cann, find_soc
+from porting.conversion import LANGUAGE_MODEL, Canonical
+from porting.inputs import UNLIMITED, context_of
+from porting.port_folder import Port
+from porting.port_writer import specs_of
+from porting.targets import Target
+from porting.types import Graph, is_graph
+from porting.verdict import printable
+
+HOST_CPUS = ("aarch64", "x86_64")
+NOT_COMPARED = "this graph was not compared with its source: `porting validate PORT --against SOURCE` does that"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user may say of an Ascend target beside its name.
+
+    cann:     the release that it will be compiled with; None: every one that is known
+    shapes:   the gears; None: the shape itself where every dimension is fixed, defaults for a language model, else none
+    host_cpu: "aarch64" for Kunpeng, "x86_64"; None: that of the machine where atc runs
+    """
+
+    cann: str | None = None
+    shapes: Request | None = None
+    host_cpu: str | None = None
+
+    @property
+    def said(self) -> list[str]:
+        """The options that were given, as they are typed."""
+        shapes = self.shapes or Request()
+        spelled = {
+            "--cann": self.cann,
+            "--gears": shapes.named,
+            "--batch": shapes.batch,
+            "--image-size": shapes.image_size,
+            "--dims": shapes.dims,
+            "--host-cpu": self.host_cpu,
+        }
+        return [option for option, value in spelled.items() if value]
+
+
+@dataclass(frozen=True, eq=False)
+class Compilation:
+    """
+    canonical: the model, with the sizes of its gears
+    judged:    its lowered graph, and what the rules say of it
+    gears:     None where dimensions are free and nobody said of what size
+    free:      those dimensions, as "input[axis] name"
+    """
+
+    canonical: Canonical
+    judged: Judged
+    gears: Gears | None
+    free: Sequence[str]
+    host_cpu: str | None
+    side_files: Mapping[str, bytes] = field(default_factory=dict)
+    side_options: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def manifest(self) -> dict[str, Any]:
+        """What port.json keeps: JSON types only."""
+        return {"ascend": self.judged.manifest(), **({"gears": self.gears.to_json()} if self.gears is not None else {})}
+
+    def no_handoff(self) -> str:
+        """Why there is none, and what to do; "" where there is one."""
+        if self.gears is not None:
+            return ""
+        return (
+            f"no hand-off: {printable(', '.join(self.free), 200)} left open, and a compiled model has fixed shapes; "
+            "give --batch, --image-size, --dims or --gears"
+        )
+
+
+def compilation_for(canonical: Canonical, target: Target, precision: str | None, wishes: Wishes) -> Compilation:
+    """Fix the sizes, lower and judge. No weight is read that no pass changes.
+
+    raises: UsageError (gears, CANN release, precision), InputError (inputs that take no gears), UnsupportedModel (a graph that takes none)
+    """
+    soc = find_soc(target.name)
+    release = find_cann(wishes.cann)
+    gears, graph = _with_gears(canonical, soc, wishes.shapes)
+    fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
+    result = judged(fixed.graph, soc, release, precision or default_precision(soc))
+    if gears is not None:
+        require_gears_possible(gears.kind, result.facts)
+    free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]
+    return Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu)
+
+
+def _with_gears(canonical: Canonical, soc: Soc, request: Request | None) -> tuple[Gears | None, Graph]:
+    """The gears, and the graph with every size that they share. raises: as `gears_for`"""
+    from porting.converters.passes.fixed_sizes import fixed_sizes
+
+    graph = canonical.graph
+    if canonical.kind == LANGUAGE_MODEL:
+        constants = {name: number for name, number in KEPT.items() if name in {v.name for v in graph.model.graph.inputs}}
+        specs = [spec for spec in specs_of(graph.model) if spec.name not in constants]
+        context = context_of(canonical.config)
+        gears = language_gears(specs, soc, request, None if context == UNLIMITED else context)
+        return gears, fixed_sizes(graph, shared_sizes(gears), constants)
+    specs = specs_of(graph.model)
+    if request is None and free_places(specs):
+        return None, graph
+    gears = gears_for(specs, soc, request)
+    return gears, fixed_sizes(graph, shared_sizes(gears))
+
+
+def shared_sizes(gears: Gears) -> dict[str, tuple[int | None, ...]]:
+    """Input -> the size of each dimension that is the same in all gears, None where it differs."""
+    return {
+        name: tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(g[name] for g in gears.shapes), strict=True))
+        for name in gears.shapes[0]
+    }
+
+
+def _canonical_again(canonical: Canonical) -> Canonical:
+    """What follows from sizes that are fixed now, of a model that came as a graph; our own builders' graphs are folded as they are lowered."""
+    if not is_graph(canonical.source):
+        return canonical
+    from porting.converters.passes.ascend.tables import HIGHEST_OPSET
+    from porting.converters.passes.canonical import canonical as bring
+
+    graph, applied = bring(canonical.graph, HIGHEST_OPSET)
+    return replace(canonical, graph=graph, applied=[*canonical.applied, *(one for one in applied if one["changes"])])
+
+
+# --- the hand-off -------------------------------------------------------------------------------------------------
+
+
+def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | None:
+    """Write `targets/SOC-CANN-HOST/` into a port; None where no shapes were named.
+
+    compared: whether the graph was compared with its source
+    raises:   UsageError, PortError
+    """
+    if compilation.gears is None:
+        return None
+    result, gears = compilation.judged, compilation.gears
+    command = atc_command(
+        result.soc,
+        (result.mode.option, result.mode.value),
+        gears.options,
+        side_files=compilation.side_options,
+        host_cpu=compilation.host_cpu,
+    )
+    notes = [*([] if compared else [NOT_COMPARED]), *([] if result.cann else [EVERY_VERSION])]
+    notes += [*compilation.notes, *result.mode.notes, *result.soc.notes, *gears.advice()]
+    if port.manifest["kind"] == LANGUAGE_MODEL:
+        notes.append(
+            "prompts run in pieces, each padded on the right to a gear; logits are of every row, those of padding mean nothing, "
+            "and past_length goes up by the tokens that count (porting/gear_runs.py)"
+        )
+    rules = [f.rule.id for f in (*result.mended, *result.noted)]
+    return write_handoff(port.path, command, side_files=compilation.side_files, cann=result.cann, rules=rules, notes=notes)
