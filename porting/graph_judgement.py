@@ -158,7 +158,8 @@ def cases_for(
 def cases_in_gears(
     specs: Sequence[TensorSpec], original: Original, gears: Sequence[Gear], given: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Cases:
-    """Cases in the shapes that a port knows: those given, the first with other values too, and generated ones for the gears that none of them has.
+    """Cases in the shapes that a port knows: those given, the first with other values too; for gears that none of them has the first one
+    repeated or cut, and generated ones where none is given or the original does not take that.
 
     raises: InputError for one given that is no gear, and for a gear that the original takes no generated input of
     """
@@ -172,6 +173,10 @@ def cases_in_gears(
     for gear in gears:
         if gear in met:
             continue
+        brought = _brought(next(iter(given.values())), specs, gear, original) if given else None
+        if brought is not None:
+            cases[f"{next(iter(given or {}))}, {shown(gear)}"] = brought
+            continue
         fixed = [replace(spec, shape=gear[spec.name]) for spec in specs]
         try:
             found = find_cases(fixed, original.run, wanted=max(2, FEWEST // len(gears)))
@@ -184,6 +189,21 @@ def cases_in_gears(
         cases |= {f"{name}, {shown(gear)}": feeds for name, feeds in found.feeds.items()}
         recipes |= {f"{name}, {shown(gear)}": recipe for name, recipe in found.recipes.items()}
     return Cases(cases, recipes)
+
+
+def _brought(feeds: Mapping[str, Any], specs: Sequence[TensorSpec], gear: Gear, original: Original) -> dict[str, Any] | None:
+    """Feeds repeated or cut along each axis to the shapes of a gear; None where the original does not take them."""
+    found = {}
+    for spec in specs:
+        array = np.asarray(feeds[spec.name])
+        for axis, size in enumerate(gear[spec.name]):
+            array = np.take(array, np.arange(size) % array.shape[axis], axis)
+        found[spec.name] = array
+    try:
+        original.run(found)
+    except InputError:
+        return None
+    return found
 
 
 def generated_for(source: GraphSource, gears: Sequence[Gear] = ()) -> Callable[[], Cases]:

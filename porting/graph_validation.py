@@ -18,6 +18,7 @@ import numpy as np
 from porting.branches import Branch, ForcedPort, conditionals_of, folded, folded_check, unreached
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
+from porting.gear_runs import Gear, shown
 from porting.graph_outputs import Difference
 from porting.graph_reference import ILL_CONDITIONED, NOISE_RUNS, SLACK, GraphReference, Recorded, Small, measure_noise, noise_of
 from porting.graph_runs import Run, execute, flat
@@ -206,6 +207,7 @@ def _unreached_check(branches: Sequence[Branch]) -> Check:
 def _measured(port: Port, runs: PortRuns, recorded: Sequence[Recorded], checks: list[Check]) -> list[Measured]:
     """Every output of every step of every run. A run that the port refuses is a failed check, added to `checks`."""
     usual = noise_of(recorded)
+    gears = port.program().gears
     tight: list[float] = []  # worked out once, where it is needed
     found = []
     for one in recorded:
@@ -226,7 +228,7 @@ def _measured(port: Port, runs: PortRuns, recorded: Sequence[Recorded], checks: 
                 if bound > ILL_CONDITIONED and not tight:
                     tight.append(_tight(port, recorded))
                 verdict, bound = _decide(expected.exact, difference, bound, tight[0] if tight else 0.0)
-                found.append(Measured(_group(one.run), name, expected.exact, difference, bound, verdict))
+                found.append(Measured(_group(one.run, gears), name, expected.exact, difference, bound, verdict))
                 if name in small and not difference.problem:
                     of_small = expected.compare_small(f"{place}: {name}", got[name], small[name].scale)
                     found.append(_of_small(found[-1], of_small, small[name]))
@@ -265,7 +267,17 @@ def _tight(port: Port, recorded: Sequence[Recorded]) -> float:
     return rounding_bound(lengths, UNIT_ROUNDOFF["float32"]).value if lengths else 0.0
 
 
-def _group(run: Run) -> str:
+def _group(run: Run, gears: Sequence[Gear]) -> str:
+    """What is judged by itself: each gear, each branch, state that is carried."""
+    if len(gears) > 1:
+        first = {**run.steps[0], **run.start}
+        gear = {name: np.shape(first[name]) for name in gears[0] if name in first}
+        differing = [name for name in gear if len({g[name] for g in gears}) > 1]
+        return f"{_kind_of_run(run)}gear {shown({name: gear[name] for name in differing[:1]})}: "
+    return _kind_of_run(run)
+
+
+def _kind_of_run(run: Run) -> str:
     if run.forced:
         node, taken = list(run.forced.items())[-1]
         return f"branch {node} = {'then' if taken else 'else'}: "
