@@ -92,6 +92,7 @@ def judgement_of_graph(
         pairs,
         source.onnx_path,
         generated_for(source, gears) if source.examples or inputs else None,
+        free=not gears,
     )
     return GraphJudgement(reference, cases, graph_config(source))
 
@@ -108,7 +109,14 @@ def judgement_of_graph_port(port: Port, inputs: Sequence[Path], device: str) -> 
     interface = Interface(program.inputs, program.outputs, (), lambda: PortOriginal(port, device))
     cases = cases_for(interface, inputs, program.state.pairs, program.gears)
     reference = OriginalReference(
-        interface.original, cases, program.inputs, program.outputs, program.state.pairs, port.path / MODEL, kind="self"
+        interface.original,
+        cases,
+        program.inputs,
+        program.outputs,
+        program.state.pairs,
+        port.path / MODEL,
+        free=not program.gears,
+        kind="self",
     )
     return GraphJudgement(reference, cases, port.manifest["config"])
 

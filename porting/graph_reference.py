@@ -92,6 +92,7 @@ class OriginalReference:
     cases:       inputs, of all inputs of the model; `find_cases` or `cases_from_npz`
     inputs, outputs, pairs: the interface, state included, and which input takes which output
     spare:       generated cases, for branches that `cases` do not reach
+    free:        whether other sizes than those of the cases may be run
     random:      nodes that draw random numbers, once prepared
     onnx_path:   the model as ONNX before any pass: its branches are forced and its noise is measured there. None for a model that never was
                  a graph: then the noise is the port's own, and nothing is forced
@@ -104,6 +105,7 @@ class OriginalReference:
     pairs: Sequence[StatePair] = ()
     onnx_path: Path | None = None
     spare: Callable[[], Cases] | None = None
+    free: bool = True
     kind: str = "upstream"
     description: str = ""
     recorded: list[Recorded] = field(default_factory=list)
@@ -123,7 +125,8 @@ class OriginalReference:
             require_same_again(original, plain[0], self.random)
             self.details["shows_nothing"] = require_informative_outputs(plain, depends)
             carried = [
-                self._recorded(original, r) for r in carried_runs(self.cases.feeds, self.inputs, self.outputs, self.pairs)
+                self._recorded(original, r)
+                for r in carried_runs(self.cases.feeds, self.inputs, self.outputs, self.pairs, self.free)
             ]
             self.recorded = [*plain, *carried]
         finally:
@@ -191,7 +194,7 @@ class OriginalReference:
         return left
 
     def _say_whether_chunks_are_whole(self) -> None:
-        found = chunked(self.cases.feeds, self.inputs, self.outputs, self.pairs) if self.pairs else None
+        found = chunked(self.cases.feeds, self.inputs, self.outputs, self.pairs) if self.pairs and self.free else None
         if found is None:
             return
         whole, chunks, axes = found

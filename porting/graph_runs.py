@@ -105,8 +105,12 @@ def carried_runs(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     pairs: Sequence[StatePair],
+    free: bool = True,
 ) -> list[Run]:
-    """Steps with the cases of one shape in turn, and where an axis of time can be cut, the longest case in as many pieces."""
+    """Steps with the cases of one shape in turn, and where an axis of time can be cut, the longest case in as many pieces.
+
+    free: whether other sizes than those of the cases may be run
+    """
     if not pairs:
         return []
     hidden = tuple(pair.input for pair in pairs)
@@ -117,7 +121,7 @@ def carried_runs(
     for number, group in enumerate(sorted(alike.values(), key=len, reverse=True)[:2]):
         names = [*group, *(group[i % len(group)] for i in range(STEPS - len(group)))]
         runs.append(run_of(f"{len(names)} steps, {number}", [Part(name, hidden) for name in names], cases))
-    chunks = chunked(cases, inputs, outputs, pairs)
+    chunks = chunked(cases, inputs, outputs, pairs) if free else None
     return [*runs, *([chunks[1]] if chunks else [])]
 
 
