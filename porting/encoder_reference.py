@@ -180,10 +180,10 @@ def cases_in_gears(
         return {name: dict(feeds) for name, feeds in cases.items()}
     found, met = {}, set()
     for name, feeds in cases.items():
-        gear = next((i for i, g in enumerate(gears) if g[TOKENS] == feeds[TOKENS].shape), None)
-        if gear is not None:
+        place = next((i for i, g in enumerate(gears) if g[TOKENS] == feeds[TOKENS].shape), None)
+        if place is not None:
             found[name] = dict(feeds)
-            met.add(gear)
+            met.add(place)
     for i, gear in enumerate(gears):
         for name, feeds in cases.items() if i not in met else ():
             found[f"{name}, {'x'.join(map(str, gear[TOKENS]))}"] = in_gear(feeds, gear[TOKENS], padding)

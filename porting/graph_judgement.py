@@ -12,7 +12,7 @@ import numpy as np
 from porting.conversion import Canonical, graph_config
 from porting.dtypes import dtype_of
 from porting.errors import InputError
-from porting.feeds import Cases, cases_from_npz, find_cases, require_feeds
+from porting.feeds import Cases, Recipe, cases_from_npz, find_cases, require_feeds
 from porting.gear_runs import Gear, gear_of, shown
 from porting.golden_file import ModelIdentity
 from porting.graph_golden import GoldenGraphReference, GraphGolden, golden_of_graph
@@ -171,7 +171,9 @@ def cases_in_gears(
 
     raises: InputError for one given that is no gear, and for a gear that the original takes no generated input of
     """
-    cases, recipes, met = dict(given or {}), {}, []
+    cases: dict[str, Mapping[str, Any]] = dict(given or {})
+    recipes: dict[str, Recipe] = {}
+    met = []
     for feeds in cases.values():
         met.append(gear_of(gears, {spec.name: np.shape(feeds[spec.name]) for spec in specs}))
     if cases:

@@ -308,9 +308,10 @@ def _gears(manifest: Mapping[str, Any]) -> tuple[Mapping[str, tuple[int, ...]], 
         shapes = from_json(manifest["gears"]).shapes
     except InputError as error:
         raise ValueError(error.what) from error
-    if any(gear.keys() != {entry["name"] for entry in manifest["inputs"]} for gear in shapes):
+    names = [_text(entry["name"]) for entry in manifest["inputs"]]
+    if any(gear.keys() != set(names) for gear in shapes):
         raise ValueError("the gears have other inputs than the port")
-    return shapes
+    return tuple({name: gear[name] for name in names} for gear in shapes)
 
 
 def _axis_or_none(value: Any) -> int | None:

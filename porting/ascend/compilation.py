@@ -114,9 +114,9 @@ def _with_gears(canonical: Canonical, soc: Soc, request: Request | None) -> tupl
     graph = canonical.graph
     if canonical.kind == LANGUAGE_MODEL:
         constants = {name: number for name, number in KEPT.items() if name in {v.name for v in graph.model.graph.inputs}}
-        specs = [spec for spec in specs_of(graph.model) if spec.name not in constants]
+        fed = [spec for spec in specs_of(graph.model) if spec.name not in constants]
         context = context_of(canonical.config)
-        gears = language_gears(specs, soc, request, None if context == UNLIMITED else context)
+        gears = language_gears(fed, soc, request, None if context == UNLIMITED else context)
         return gears, fixed_sizes(graph, shared_sizes(gears), constants)
     specs = specs_of(graph.model)
     if request is None and free_places(specs):

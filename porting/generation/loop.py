@@ -84,10 +84,16 @@ def generate_tokens(
         raise UsageError(f"prefill_chunk is {prefill_chunk!r}", where="generate", next="allowed: an integer, 1 or more")
     vocab_size = logits.shape[-1] if isinstance(logits.shape[-1], int) else None
     require_request_fits(prompt_ids, max_new_tokens, context_limit=context_limit, vocab_size=vocab_size)
-    capacity = fixed_capacity(session.program)
-    if capacity is not None:  # the last token is given, and not run
-        limit = capacity + 1 if context_limit is None else min(capacity + 1, context_limit)
-        require_request_fits(prompt_ids, max_new_tokens, context_limit=limit, vocab_size=vocab_size)
+    capacity, needed = (
+        fixed_capacity(session.program),
+        len(prompt_ids) + max_new_tokens - 1,
+    )  # the last token is given, and not run
+    if capacity is not None and needed > capacity:
+        raise InputError(
+            f"prompt ({len(prompt_ids)} tokens) and max_new_tokens ({max_new_tokens}) exceed the {capacity} positions of the cache",
+            where="generate",
+            next=f'ask for {needed - capacity} tokens less, or convert with a larger cache: --gears "capacity=..."',
+        )
     last_only = {"logits_to_keep": np.asarray(1, np.int64)} if "logits_to_keep" in inputs else {}
     return _generated(session, prompt_ids, max_new_tokens, settings, frozenset(stop_ids), prefill_chunk, last_only)
 

@@ -1,17 +1,14 @@
-"""Prefill in buckets and decoding, over a cache of one size."""
+"""Which shapes a language model is compiled for: one cache, a step, and prompts in buckets."""
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from porting.ascend.language_gears import LanguageGears, language_gears, language_gears_from_json, padded
+from porting.ascend.gear_requests import Request
+from porting.ascend.gears import Gears
+from porting.ascend.language_gears import language_gears
 from porting.ascend.soc import find_soc
-from porting.errors import InputError, UsageError
+from porting.errors import UsageError
 from porting.types import TensorSpec
 
 SOC = find_soc("Ascend310P3")
@@ -22,96 +19,56 @@ INPUTS = (
 )
 
 
-def made(capacity: int = 256, buckets: tuple[int, ...] = (16, 64), batch: int = 1) -> LanguageGears:
-    return language_gears(INPUTS, SOC, capacity, buckets, batch)
+def made(named: str = "", context: int | None = 4096, **request: str) -> Gears:
+    return language_gears(INPUTS, SOC, Request(named=named, **request), context)
+
+
+def lengths(gears: Gears) -> list[int]:
+    return [gear["input_ids"][1] for gear in gears.shapes]
 
 
 def test_decode_and_buckets_are_gears_of_one_capacity() -> None:
-    gears = made(buckets=(64, 16)).gears
+    gears = made("sequence=16,capacity=256; sequence=1,capacity=256; sequence=64,capacity=256")
     assert gears.options["input_shape"] == "input_ids:1,-1;past_length:1;past.0.key:1,2,256,8"
     assert gears.options["dynamic_dims"] == "1;16;64"
     assert [gear["input_ids"] for gear in gears.shapes] == [(1, 1), (1, 16), (1, 64)]
 
 
-def test_without_buckets_there_is_one_shape() -> None:
-    alone = made(buckets=(), batch=3)
-    assert alone.gears.kind == "fixed" and alone.gears.shapes[0]["past.0.key"] == (3, 2, 256, 8)
-    assert alone.pieces(3) == ((1, 1),) * 3
-
-
-def test_a_prompt_goes_into_the_smallest_bucket_that_holds_it() -> None:
-    gears = made()
-    assert gears.pieces(16) == ((16, 16),)
-    assert gears.pieces(17) == ((17, 64),)
-    assert gears.pieces(130) == ((64, 64), (64, 64), (2, 16))
-    assert gears.pieces(1, filled=255) == ((1, 1),)
-    assert gears.pieces(20, filled=230) == (
-        (16, 16),
-        (1, 1),
-        (1, 1),
-        (1, 1),
-        (1, 1),
-    )  # padding to 64 would reach beyond the cache
-    with pytest.raises(InputError, match="a cache of 256"):
-        gears.pieces(2, filled=255)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 300), st.sets(st.integers(2, 300), max_size=4), st.integers(0, 300), st.integers(1, 300))
-def test_pieces_are_the_prompt_and_stay_inside_the_cache(capacity: int, buckets: set[int], filled: int, length: int) -> None:
-    fitting = tuple(b for b in buckets if b <= capacity)
-    gears = made(capacity, fitting)
-    if filled + length > capacity:
-        with pytest.raises(InputError):
-            gears.pieces(length, filled)
-        return
-    pieces = gears.pieces(length, filled)
-    assert sum(piece.tokens for piece in pieces) == length
-    for piece in pieces:
-        assert 1 <= piece.tokens <= piece.bucket and piece.bucket in (1, *fitting) and filled + piece.bucket <= capacity
-        filled += piece.tokens
-    assert all(piece.tokens == piece.bucket for piece in pieces[:-1])
-
-
-def test_padding_is_not_seen_and_is_overwritten() -> None:
-    """The rules by a cache and a causal sum in numpy: pieces with padding give what the whole prompt gives."""
-    gears, rng = made(64, (4, 8)), np.random.default_rng(0)
-    ids = rng.integers(1, 100, (1, 29))
-    cache, filled, rows = np.full(64, 10**9), 0, []
-    for tokens, bucket in gears.pieces(29):
-        fed = padded(ids[:, filled : filled + tokens], bucket, padding=77)
-        cache[filled : filled + bucket] = fed[0]
-        sums = [cache[: filled + i + 1].sum() for i in range(bucket)]
-        rows += sums[:tokens]
-        filled += tokens
-    assert rows == np.cumsum(ids[0]).tolist()
+def test_what_is_not_said_has_a_default() -> None:
+    assert lengths(language_gears(INPUTS, SOC)) == [1, 64, 256]
+    assert made().shapes[0]["past.0.key"] == (1, 2, 1024, 8)
+    assert made(context=40).shapes[0]["past.0.key"] == (1, 2, 40, 8) and lengths(made(context=40)) == [1]
+    assert lengths(made("capacity=100")) == [1, 64] and made("capacity=100").shapes[0]["past.0.key"][2] == 100
+    assert made(batch="3").shapes[1]["past.0.key"] == (3, 2, 1024, 8)
+    alone = made("sequence=1")
+    assert alone.kind == "fixed" and alone.shapes == (
+        {"input_ids": (1, 1), "past_length": (1,), "past.0.key": (1, 2, 1024, 8)},
+    )
 
 
 @pytest.mark.parametrize(
-    ("capacity", "buckets", "batch"), [(0, (), 1), (8, (9,), 1), (8, (1,), 1), (8, (4, 4), 1), (8, (), 0), (8, (4,) * 300, 1)]
+    ("named", "said"),
+    [
+        ("sequence=8", "no gear is for one token"),
+        ("sequence=1; sequence=1", "of another"),
+        ("sequence=1; batch=1", "of another|batch differs"),
+        ("sequence=1,capacity=64; sequence=8,capacity=128", "capacity differs"),
+        ("sequence=1,batch=1; sequence=8,batch=2", "batch differs"),
+        ("sequence=1,capacity=16; sequence=17,capacity=16", "a gear of 17 tokens, and a cache of 16"),
+        ("capacity=5000", "made for 4096"),
+        ("sequenc=1", "no input has a free dimension 'sequenc'"),
+        ("capacity=0", "is no size"),
+        ("; ".join(f"sequence={n}" for n in range(1, 200)), "ATC takes 100 at most"),
+    ],
 )
-def test_numbers_that_cannot_be_meant(capacity: int, buckets: tuple[int, ...], batch: int) -> None:
-    with pytest.raises(UsageError):
-        made(capacity, buckets, batch)
+def test_numbers_that_cannot_be_meant(named: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        made(named)
 
 
-def test_json() -> None:
-    gears = made()
-    stored = json.loads(json.dumps(gears.to_json()))
-    assert language_gears_from_json(stored, INPUTS, SOC) == gears
-    for wrong in (
-        {**stored, "more": 1},
-        {**stored, "buckets": [1]},
-        {**stored, "buckets": [16, 16]},
-        {**stored, "capacity": "8"},
-        {},
-        None,
-    ):
-        with pytest.raises(InputError):
-            language_gears_from_json(wrong, INPUTS, SOC)
-
-
-def test_padded_refuses_what_does_not_fit() -> None:
-    assert padded(np.array([[5, 6]]), 4).tolist() == [[5, 6, 0, 0]]
-    with pytest.raises(InputError):
-        padded(np.array([[5, 6]]), 1)
+def test_options_that_a_language_model_does_not_have() -> None:
+    for request in ({"image_size": "4,4"}, {"dims": "1,1"}, {"batch": "1,2"}, {"batch": "x"}):
+        with pytest.raises(UsageError):
+            made(**request)
+    with pytest.raises(UsageError, match="one batch"):
+        made("batch=1,sequence=1", batch="2")

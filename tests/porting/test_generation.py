@@ -15,7 +15,7 @@ import porting
 from porting.devices import Device
 from porting.errors import InputError, UsageError
 from porting.generation import SamplingSettings, StopStrings, generate, generate_tokens, text_side
-from porting.types import State, TensorSpec
+from porting.types import Program, State, TensorSpec
 
 VOCAB = 300
 GREEDY = SamplingSettings()
@@ -37,6 +37,7 @@ class ToySession:
         if keeps:
             self.inputs += (TensorSpec("logits_to_keep", "int64", ()),)
         self.outputs = (TensorSpec("logits", "float32", ("batch", "kept", vocab)),)
+        self.program = Program(b"", self.inputs, self.outputs)
         self.vocab, self.script = vocab, script or {}
         self.fed: list[list[int]] = []
         self.rows: list[int] = []
