@@ -293,3 +293,21 @@ def half_error(image: ImageInput) -> tuple[float, ...]:
     levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], image.channels, axis=1)  # (256, C)
     exact = (levels.astype(np.float64) - np.array(image.mean)) * np.array(image.var_reci)
     return tuple(np.abs(_normalised(aipp_op(image), levels).astype(np.float64) - exact).max(0).tolist())
+
+
+def rounding_limit(image: ImageInput, made: np.ndarray) -> np.ndarray:
+    """How far the documented roundings may lead away from a reference, number by number: an analysis of the description, whatever the file says.
+
+    With u = 2^-11, or what 2^-25 is of the factor where that is subnormal: least (1 + e), its difference (1 + e), factor (1 + e), product (1 + e),
+    each |e| <= u, and 2^-25 in place of u for what is subnormal. The mean is written as float32 first, and the reference is float32: 2^-24 each.
+
+    made:    the reference, (N, C, H, W) float32
+    returns: (N, C, H, W) float64
+    """
+    u, tiny, single = 2.0**-11, 2.0**-25, 2.0**-24
+    mean, factor = (np.array(n, np.float64)[:, None, None] for n in (image.mean, image.var_reci))
+    least, size = mean - np.floor(mean), np.abs(factor)
+    of_factor = np.maximum(u, tiny / size)
+    product = (1 + u) ** 2 * (1 + of_factor) * (1 + single) ** 3
+    wanted = np.abs(made.astype(np.float64))
+    return np.asarray(wanted * (product - 1) + size * product * (least * (u + single) + 2 * tiny) + tiny)

@@ -20,6 +20,14 @@ def model_input(image: ImageInput, pixels: np.ndarray, rounding: str = "down") -
     returns:  (N, C, H, W) float32, or (N, H, W, C) where the layout is NHWC
     raises:   InputError for pixels that are no such image
     """
+    mean, factor = np.array(image.mean), np.array(image.var_reci)
+    made = ((model_bytes(image, pixels, rounding).astype(np.float64) - mean) * factor).astype(np.float32)
+    made = padded_image(made, image.padding or Padding())
+    return np.ascontiguousarray(made if image.layout == "NHWC" else made.transpose(0, 3, 1, 2))
+
+
+def model_bytes(image: ImageInput, pixels: np.ndarray, rounding: str = "down") -> np.ndarray:
+    """What comes before mean and factor. returns: (N, H, W, C) uint8. raises: as model_input"""
     planes = host_steps(image, pixels)
     if image.swap:
         planes = swapped(planes, image.source)
@@ -27,10 +35,7 @@ def model_input(image: ImageInput, pixels: np.ndarray, rounding: str = "down") -
         planes = cropped(planes, image.crop.left, image.crop.top, image.crop.width, image.crop.height)
     if image.colour is not None:
         planes = converted(planes, image.colour, image.channels, rounding)
-    mean, factor = np.array(image.mean), np.array(image.var_reci)
-    made = ((planes.astype(np.float64) - mean) * factor).astype(np.float32)
-    made = padded_image(made, image.padding or Padding())
-    return np.ascontiguousarray(made if image.layout == "NHWC" else made.transpose(0, 3, 1, 2))
+    return planes
 
 
 def host_steps(image: ImageInput, pixels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""The images of a model that is compiled with AIPP: a description held against its inputs and gears, and what the hand-off and the port keep.
+
+    preprocessing.json ─┬─ insert_op.cfg, which atc takes as --insert_op_conf: the device makes the model's numbers from uint8 pixels
+                        └─ the reference on the CPU (preprocessing_reference.py), from the same pixels
+
+The port itself takes the model's numbers, as its source does; port.json keeps the description, so that `validate` starts from pixels again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from porting.ascend import gears as gear_files
+from porting.ascend.aipp import AippOp, aipp_ops, host_notes
+from porting.ascend.aipp_text import aipp_text, parse_aipp
+from porting.ascend.gears import Gears
+from porting.ascend.preprocessing import ImageInput, from_json, to_json
+from porting.ascend.soc import Soc, find_soc
+from porting.checked_json import text
+from porting.errors import PortError, PortingError
+from porting.port_folder import Port
+from porting.types import TensorSpec
+from porting.verdict import printable
+
+CONFIG = "insert_op.cfg"  # in a hand-off
+KEY = "preprocessing"  # in port.json, under "ascend"
+NEVER_RUN = "AIPP was judged by documents and sources, and emulated on the CPU; it never ran on a device"
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """
+    images: as described, one for an input
+    inputs: all of the model that is compiled, in order
+    config: what atc reads of them
+    """
+
+    images: tuple[ImageInput, ...]
+    inputs: tuple[TensorSpec, ...]
+    gears: Gears
+    config: bytes
+
+    @property
+    def names(self) -> list[str]:
+        return [image.input for image in self.images]
+
+    def spec(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    def ops(self) -> dict[str, AippOp]:
+        """Input -> what the file says of it, read from its bytes and not from the description. raises: InputError"""
+        channels = {image.input: image.channels for image in self.images}
+        read = parse_aipp(self.config.decode("utf-8"), [channels.get(spec.name, 0) for spec in self.inputs], CONFIG)
+        return {self.inputs[op.rank].name: op for op in read}
+
+    def notes(self) -> list[str]:
+        """What whoever runs the compiled model should be told."""
+        found = [f"{printable(image.input, 60)}: {note}" for image in self.images for note in host_notes(image)]
+        takes = ", ".join(f"{printable(image.input, 60)}: {in_words(image, resized=True)}" for image in self.images)
+        return [f"the compiled model takes pixels in place of numbers ({takes})", *found, NEVER_RUN]
+
+    def to_json(self) -> dict[str, Any]:
+        """For port.json."""
+        return to_json(self.images)
+
+
+def in_words(image: ImageInput, resized: bool = False) -> str:
+    """The array of an image, as the user gives it; or behind the host's resize, as a compiled model takes it."""
+    width, height = (image.resize[:2] if resized and image.resize is not None else image.size) or ("W", "H")
+    if image.source.startswith("NV"):
+        rows = f"{height * 3 // 2}" if isinstance(height, int) else "H * 3 / 2"
+        return f"uint8 [N, {rows}, {width}] {image.source}"
+    return f"uint8 [N, {height}, {width}, {1 if image.source == 'GRAY' else 3}] {image.source}"
+
+
+def image_inputs(images: Sequence[ImageInput], inputs: Sequence[TensorSpec], gears: Gears, soc: Soc) -> ImageInputs:
+    """A description held against a model.
+
+    inputs: of the graph that is compiled, in order
+    raises: UsageError for what AIPP cannot do; InputError for an input that is no image or is not there, and for sizes that do not meet
+    """
+    ops = aipp_ops(images, inputs, gears, soc)
+    return ImageInputs(tuple(images), tuple(inputs), gears, aipp_text(ops).encode("utf-8"))
+
+
+def images_of_port(port: Port) -> ImageInputs | None:
+    """What a port was made with; None for one whose inputs no description makes. raises: PortError for one that is malformed"""
+    about = port.manifest.get("ascend")
+    if not isinstance(about, dict) or KEY not in about:
+        return None
+    try:
+        images = from_json(about[KEY], f"ascend: {KEY}")
+        gears = gear_files.from_json(port.manifest.get("gears"))
+        return image_inputs(images, port.program().inputs, gears, find_soc(text(about.get("soc"), "ascend: soc")))
+    except PortError:
+        raise
+    except PortingError as error:
+        raise PortError(f"port.json is malformed: {error.what}", where=error.where, next="convert again") from error
