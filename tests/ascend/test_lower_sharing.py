@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porting.converters.passes.ascend.share_integers import share_integers
+from porting.converters.passes.ascend.sizes_of_inputs import sizes_of_inputs
+from porting.converters.passes.infer_shapes import infer_shapes
 from tests.ascend.lowering_checks import kinds, read, require_lowered
 from tests.graph_bits import whole
 
@@ -65,3 +67,35 @@ def test_twice_in_the_main_graph_and_once_in_a_branch() -> None:
     )
     lowered = require_lowered(share_integers, graph, {"x": np.array([2, 3]), "c": np.array(True)}, changes=1, branches=False)
     assert kinds(lowered)["Mul"] == 1
+
+
+@given(st.lists(st.integers(-3, 2), min_size=1, max_size=4), st.booleans(), st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_sizes_are_read_off_the_input_that_has_their_name(axes: list[int], scalar: bool, rows: int, length: int) -> None:
+    """(n, s) ids and a (n, s, 3) value behind them: each size of the value, by any axis, from either end."""
+    lines = ["e = Unsqueeze(ids, last) f = Cast<to = 1>(e) h = Expand(f, three)"]
+    outputs = []
+    for number in range(len(axes)):
+        lines.append(f"s{number} = Shape(h) g{number} = Gather(s{number}, at{number}) y{number} = Cast<to = 1>(g{number})")
+        outputs.append(f"float{'' if scalar else '[1]'} y{number}")
+    text = f"(int64[n, s] ids) => ({', '.join(outputs)}) {{ {' '.join(lines)} }}"
+    given_axes = {f"at{i}": np.array(axis if scalar else [axis], np.int64) for i, axis in enumerate(axes)}
+    graph = read(text, 18, last=np.array([2], np.int64), three=np.array([1, 1, 3], np.int64), **given_axes)
+    graph, _ = infer_shapes(graph)
+    named = sum(axis % 3 != 2 for axis in axes)
+    feeds = {"ids": np.ones((rows, length), np.int64)}
+    require_lowered(sizes_of_inputs, graph, feeds, changes=named, branches=False)
+
+
+def test_sizes_without_a_name_of_an_input_stay() -> None:
+    graph = read(
+        """(float[n, s] x, int64[k] i) => (float y, float z) {
+            p = NonZero(x) a = Shape(p) b = Gather(a, one) y = Cast<to = 1>(b)
+            q = Shape(x) r = Gather(q, one) z = Cast<to = 1>(r)
+        }""",
+        18,
+        one=np.array(1, np.int64),
+    )
+    graph, _ = infer_shapes(graph)
+    lowered, changes = sizes_of_inputs(graph)
+    assert changes == 0 and whole(lowered) == whole(graph)

@@ -60,6 +60,7 @@ from .scatter_reduction import scatter_reduction
 from .selu import selu
 from .shape_slice import shape_slice
 from .share_integers import share_integers
+from .sizes_of_inputs import sizes_of_inputs
 from .slice_steps import slice_steps
 from .softmax_axis import softmax_axis
 from .split_sizes import split_sizes
@@ -129,6 +130,7 @@ REWRITE: Sequence[tuple[str, ModelPass]] = (
 FINISH: Sequence[tuple[str, ModelPass]] = (
     ("fold_constants", fold_sizes),  # what the passes compute from fixed sizes
     ("drop_identities", drop_identities),
+    ("sizes_of_inputs", sizes_of_inputs),  # so that more of what follows from a size is the same
     ("share_integers", share_integers),  # what the passes wrote anew for every layer
     ("remove_unused", remove_unused),
     ("branch_weights", branch_weights),
