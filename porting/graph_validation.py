@@ -87,11 +87,11 @@ def judge_graph(
             measure_noise(recorded, port.path / MODEL, port.program().state.pairs)
         advance(1)
         with PortRuns(port, device) as runs:
-            checks = [placement_check(runs.session), _interface_check(port, recorded)]
+            checks = [placement_check(runs.session), interface_check(port, recorded)]
             measured = _measured(port, runs, recorded, checks)
             ran_on = str(runs.session.device)
             if ran_on.partition(":")[0] == "cpu":  # atomic sums of a GPU may come in any order
-                checks.append(_again_check(runs, recorded[0].run))
+                checks.append(again_check(runs, recorded[0].run))
         advance(1)
     gone = folded_check(reference.conditionals, ifs)
     by_values, by_sizes = unreached(reference.conditionals, ifs, [one.run.forced for one in recorded])
@@ -160,7 +160,7 @@ def _applies(run: Run, kept: set[str]) -> bool:
     return not target or target[0] in kept
 
 
-def _interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:
+def interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:
     """The port takes what the original takes and gives what it gives, by name."""
     program = port.program()
     plain = next(one for one in recorded if not one.run.start and not one.run.forced)
@@ -172,7 +172,7 @@ def _interface_check(port: Port, recorded: Sequence[Recorded]) -> Check:
     return Check.equal("inputs and outputs that only one side has", len(differing), 0, where)
 
 
-def _again_check(runs: PortRuns, run: Run) -> Check:
+def again_check(runs: PortRuns, run: Run) -> Check:
     """The same bits each time: threads that race show here, however small the difference."""
     differing, where = 0, f"{REPEATS} runs on the same inputs"
     try:

@@ -1,0 +1,127 @@
+"""The verdict on a port in W8A8: its integers against the vendor's formulas, and its outputs against the float32 original's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from porting.ascend.calibration import Cases
+from porting.ascend.graph_at_hand import at_hand
+from porting.ascend.handoff import handoffs_of
+from porting.ascend.w8a8 import Quantised
+from porting.ascend.w8a8_checks import LAYER_NOISE, Loss, depths, integer_checks, quality_check
+from porting.backends.onnx_program import read_model
+from porting.errors import InputError, RuntimeFailed
+from porting.evidence import evidence_level, placement_check
+from porting.feeds import feeds_hash
+from porting.graph_reference import GraphReference, Recorded
+from porting.graph_validation import PortRuns, again_check, interface_check
+from porting.port_folder import MODEL, Port
+from porting.progress import silent
+from porting.types import Program
+from porting.verdict import Check, Verdict, printable
+
+W8A8 = "w8a8"  # the precision, and what port.json keeps of it
+NOT_HELD_OUT = "inputs that were not calibrated on (give them with --inputs)"
+
+
+def manifest_of(made: Quantised, cases: Cases) -> dict[str, Any]:
+    """What port.json keeps: JSON types only."""
+    return {W8A8: {"layers": made.report, "calibration": sorted(case_hash(case) for case in cases), "notes": list(made.notes)}}
+
+
+def case_hash(case: Mapping[str, Any]) -> str:
+    """Tells one case from another."""
+    return " ".join(f"{name}={feeds_hash(case[name])}" for name in sorted(case))
+
+
+def fidelity_of(made: Quantised, cases: Cases) -> list[Check]:
+    """Both graphs as they were made. raises: as `integer_checks`"""
+    with at_hand(made.reference) as reference, at_hand(made.deploy) as deploy:
+        return integer_checks(reference, deploy, cases)
+
+
+def judge_w8a8(
+    port: Port,
+    reference: GraphReference,
+    device: str,
+    *,
+    command: str = "validate",
+    progress: Any = silent,
+    more: Sequence[Check] = (),
+) -> Verdict:
+    """Run a port in W8A8 on what the float32 original was run on.
+
+    more:   checks of the same port that were made elsewhere, `fidelity_of` among them. Without them the graphs of the port's hand-offs are held
+            against the formulas
+    raises: InputError (inputs that show nothing), DeviceUnavailable, OutOfResources
+    """
+    start = time.perf_counter()
+    with progress("validate", 2, unit="steps") as advance:
+        reference.prepare()
+        plain = [one for one in reference.recorded if not one.run.start and not one.run.forced]
+        advance(1)
+        with PortRuns(port, device) as runs:
+            checks = [placement_check(runs.session), interface_check(port, plain)]
+            checks += _quality(port, runs, plain)
+            ran_on = str(runs.session.device)
+            if ran_on.partition(":")[0] == "cpu":
+                checks.append(again_check(runs, plain[0].run))
+        integers = list(more) or _fidelity_of_handoffs(port, plain[0].run.steps[0])
+        advance(1)
+    known = set(port.manifest[W8A8]["calibration"])
+    held_out = any(case_hash(one.run.steps[0]) not in known for one in plain)
+    missing = [*([] if held_out else [NOT_HELD_OUT]), *([] if integers else ["that the vendor's graph has the same integers"])]
+    return Verdict.from_checks(
+        command,
+        [*checks, *integers],
+        evidence_level=evidence_level(device, port.manifest["target"]),
+        reference=reference.kind,
+        source=port.path.name,
+        target=port.manifest["target"],
+        device=ran_on,
+        seconds=round(time.perf_counter() - start, 3),
+        details={
+            "device_asked_for": device,
+            "compared_with": reference.description,
+            "port_sha256": port.identity(),
+            "precision": port.precision,
+            "runs": [one.run.name for one in plain],
+            "held_out": held_out,
+            "noise_of_a_layer": LAYER_NOISE,
+            W8A8: port.manifest[W8A8]["layers"],
+            "notes": list(port.manifest[W8A8]["notes"]),
+        },
+        not_shown=", ".join(missing),
+    )
+
+
+def _quality(port: Port, runs: PortRuns, plain: Sequence[Recorded]) -> list[Check]:
+    """One check for each output, and one for each run that the port refuses."""
+    layers = depths(read_model(port.program()))
+    losses: dict[str, Loss] = {}
+    refused = []
+    for one in plain:
+        try:
+            (got,) = runs.outputs(one.run)
+        except (InputError, RuntimeFailed) as error:
+            refused.append(Check("runs that the port refuses", "fail", printable(error.what), "none", printable(one.run.name)))
+            continue
+        for name, expected in one.steps[0].items():
+            if name in got:  # that one is missing is a check of its own
+                losses.setdefault(name, Loss()).add(expected, got[name], f"{one.run.name}: {name}")
+    deepest = max(layers.values(), default=0)  # of an element of a sequence, which is no output by name
+    return [*refused, *(quality_check(name, loss, layers.get(name, deepest)) for name, loss in losses.items())]
+
+
+def _fidelity_of_handoffs(port: Port, case: Mapping[str, Any]) -> list[Check]:
+    """The graphs that would be compiled, as they lie in the port. raises: PortError for one that was changed"""
+    checks = []
+    for handoff in handoffs_of(port.path):
+        handoff.verify()
+        with ExitStack() as stack:
+            deploy = stack.enter_context(at_hand(Program(handoff.path / MODEL, (), ())))
+            checks += integer_checks(stack.enter_context(at_hand(port.program())), deploy, [case])
+    return checks
