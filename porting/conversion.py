@@ -148,6 +148,7 @@ def convert(
     cann: str | None = None,
     gears: str | Request | None = None,
     host_cpu: str | None = None,
+    preprocessing: str | Path | None = None,
 ) -> Port:
     """Convert a model into a port. Nothing is compared here: `validate` does that.
 
@@ -170,12 +171,13 @@ def convert(
     gears:          of an Ascend target: the shapes that it is compiled for, as in "batch=1,seq=64; batch=1,seq=128"; the port then takes
                     these and no other. Where all are fixed already, and for a language model, there are defaults
     host_cpu:       of an Ascend target: "aarch64" or "x86_64", the processor beside the NPU; that of the machine with the compiler when left out
+    preprocessing:  of an Ascend target: a file that says how inputs are made from uint8 images; the hand-off then holds AIPP's configuration
     raises:         PortingError with the exit code of the command; UnsupportedModel where the rules for an Ascend target block it
     """
     wanted = find_target(target)
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
-    wishes = wishes_for(wanted, cann, gears, host_cpu)
+    wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with opened(source, **options) as found:
         canonical = canonical_graph(found, highest_opset_of(wanted))
@@ -202,14 +204,25 @@ def convert(
         return made
 
 
-def wishes_for(target: Target, cann: str | None, gears: str | Request | None, host_cpu: str | None) -> Wishes | None:
-    """What is said of an Ascend target beside its name; None for every other. raises: UsageError where another target is told such things"""
-    if target.kind != ASCEND and (cann, gears, host_cpu) == (None, None, None):
+def wishes_for(
+    target: Target,
+    cann: str | None,
+    gears: str | Request | None,
+    host_cpu: str | None,
+    preprocessing: str | Path | None = None,
+) -> Wishes | None:
+    """What is said of an Ascend target beside its name; None for every other.
+
+    raises: UsageError where another target is told such things, InputError (the description of preprocessing)
+    """
+    if target.kind != ASCEND and (cann, gears, host_cpu, preprocessing) == (None, None, None, None):
         return None
     from porting.ascend.compilation import HOST_CPUS, Wishes
     from porting.ascend.gear_requests import Request
+    from porting.ascend.preprocessing import read_preprocessing
 
-    wishes = Wishes(cann, Request(named=gears) if isinstance(gears, str) else gears, host_cpu)
+    images = read_preprocessing(preprocessing) if preprocessing is not None else ()
+    wishes = Wishes(cann, Request(named=gears) if isinstance(gears, str) else gears, host_cpu, images)
     if target.kind != ASCEND:
         raise UsageError(
             f"{target.name} is not compiled with CANN", where=wishes.said[0], next="leave it out, or name an Ascend target"

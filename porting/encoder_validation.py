@@ -90,13 +90,15 @@ class EncoderJudgement:
                 assert isinstance(session.program.model, Path)
                 measure_noise(self.reference.recorded, session.program.model, ())
 
-    def judge(self, port: Port, device: str, *, command: str = "validate", progress: Any = silent) -> Verdict:
+    def judge(
+        self, port: Port, device: str, *, command: str = "validate", progress: Any = silent, more: Sequence[Check] = ()
+    ) -> Verdict:
         """raises: InputError (another model, inputs that show nothing), DeviceUnavailable"""
         self.require_model(str(port.manifest["architecture"]), port.manifest["config"])
-        of_weights = [] if self.source is None else [weights_check(port, self.source)]
+        checks = [*([] if self.source is None else [weights_check(port, self.source)]), *more]
         if port.precision == "fp32":
-            return judge_graph(port, self.reference, device, command=command, progress=progress, more=of_weights)
-        return judge_quantised(port, self, device, of_weights, command=command, progress=progress)
+            return judge_graph(port, self.reference, device, command=command, progress=progress, more=checks)
+        return judge_quantised(port, self, device, checks, command=command, progress=progress)
 
     def golden(self, identity: ModelIdentity, device: str = "cpu") -> GraphGolden:
         """What the reference computed, or the golden that it came from."""

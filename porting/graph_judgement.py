@@ -25,7 +25,7 @@ from porting.progress import silent
 from porting.recording import tool_versions
 from porting.state import batch_place, state_buffers
 from porting.types import GraphSource, Original, Program, StatePair, StateSpec, TensorSpec
-from porting.verdict import Verdict, printable
+from porting.verdict import Check, Verdict, printable
 
 NUDGE = 0.01  # relative
 FEWEST = 4  # generated cases
@@ -65,10 +65,12 @@ class GraphJudgement:
     def prepare(self) -> None:
         self.reference.prepare()
 
-    def judge(self, port: Port, device: str, *, command: str = "validate", progress: Any = silent) -> Verdict:
+    def judge(
+        self, port: Port, device: str, *, command: str = "validate", progress: Any = silent, more: Sequence[Check] = ()
+    ) -> Verdict:
         """raises: InputError (another model, inputs that show nothing), DeviceUnavailable"""
         self.require_model(str(port.manifest["architecture"]), port.manifest["config"])
-        return judge_graph(port, self.reference, device, command=command, progress=progress)
+        return judge_graph(port, self.reference, device, command=command, progress=progress, more=more)
 
     def golden(self, identity: ModelIdentity, device: str = "cpu") -> GraphGolden:
         """What the reference computed, or the golden that it came from."""

@@ -29,7 +29,7 @@ from porting.reference import GoldenReference, PortReference, UpstreamReference
 from porting.sources import begins_like_torch, opened
 from porting.types import Checkpoint, GraphSource, TensorSpec, is_checkpoint, is_graph
 from porting.upstream import upstream_version
-from porting.verdict import Verdict
+from porting.verdict import Check, Verdict
 
 GOLDEN_FILE = f"{EVIDENCE}/golden.json"
 
@@ -45,7 +45,11 @@ class Judgement(Protocol):
     def prepare(self) -> None:
         """Run what has to be run; what that needs is free again before the port is opened."""
 
-    def judge(self, port: Port, device: str, *, command: str = "validate", progress: Any = silent) -> Verdict: ...
+    def judge(
+        self, port: Port, device: str, *, command: str = "validate", progress: Any = silent, more: Sequence[Check] = ()
+    ) -> Verdict:
+        """more: checks of the same port that were made elsewhere"""
+        ...
 
     def golden(self, identity: ModelIdentity, device: str = "cpu") -> Golden | GraphGolden:
         """What the reference computed, or the golden that it came from."""

@@ -7,7 +7,7 @@ Quality:  what the precision costs against the reference's fp32: KL divergence a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,11 @@ class LanguageJudgement:
     def prepare(self) -> None:
         self.reference.prepare()
 
-    def judge(self, port: Port, device: str, *, command: str = "validate", progress: Any = silent) -> Verdict:
+    def judge(
+        self, port: Port, device: str, *, command: str = "validate", progress: Any = silent, more: Sequence[Check] = ()
+    ) -> Verdict:
         """raises: InputError (another model, inputs that show nothing), DeviceUnavailable"""
-        return judge(port, self.reference, device, source=self.source, command=command, progress=progress)
+        return judge(port, self.reference, device, source=self.source, command=command, progress=progress, more=more)
 
     def golden(self, identity: ModelIdentity, device: str = "cpu") -> Golden:
         """What the reference computed: recorded now, or the golden that it came from."""
@@ -86,10 +88,12 @@ def judge(
     source: Checkpoint | None = None,
     command: str = "validate",
     progress: Any = silent,
+    more: Sequence[Check] = (),
 ) -> Verdict:
     """Run every check of a port against a reference.
 
     source: the checkpoint, where it is at hand: its weights are then compared with the port's, and its fp32 graph with the reference
+    more:   checks of the same port that were made elsewhere
     """
     start = time.perf_counter()
     require_language_model(port)
@@ -136,7 +140,7 @@ def judge(
         advance(1)
     return Verdict.from_checks(
         command,
-        checks,
+        [*checks, *more],
         evidence_level=evidence_level(device, port.manifest["target"]),
         reference=reference.kind,
         source=port.path.name,

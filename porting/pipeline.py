@@ -22,6 +22,7 @@ from porting.errors import DeviceUnavailable
 from porting.inputs import paths_of
 from porting.judgement import Judgement, judgement_of_golden, judgement_of_source
 from porting.junit import to_junit
+from porting.pixel_inputs import as_numbers, cases_as_numbers, pixel_cases, pixel_checks
 from porting.port_folder import EVIDENCE, Port
 from porting.port_staging import os_errors, write_synced
 from porting.port_writer import require_free
@@ -57,14 +58,15 @@ def port(
     cann: str | None = None,
     gears: str | Request | None = None,
     host_cpu: str | None = None,
+    preprocessing: str | Path | None = None,
 ) -> Verdict:
     """Convert `source` into a port, compare it with a reference, and write the evidence into it.
 
     source:  as `porting.convert` takes it; so are `output_or_examples`, `output`, `example_inputs`, `dynamic`, `state`, `allow_pickle`
     against: a golden; the original when left out (transformers for a checkpoint, else the untouched file or module itself)
-    inputs:  .npz files to validate on, in place of the built-in or generated inputs
-    cann:    as `porting.convert` takes it, and `gears` and `host_cpu`. For an Ascend target the lowered graph is compared on `device`, in every
-             gear, which shows that it computes the same and nothing about Ascend: level "static". What the rules block is a verdict that
+    inputs:  .npz files to validate on, in place of the built-in or generated inputs; uint8 images for inputs that `preprocessing` describes
+    cann:    as `porting.convert` takes it, and `gears`, `host_cpu` and `preprocessing`. For an Ascend target the lowered graph is compared on
+             `device`, in every gear, which shows that it computes the same and nothing about Ascend: level "static". What the rules block is a verdict that
              fails, and no port is written; a port that passes holds the hand-off for the compiler, in targets/
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
     raises:  what `convert` and `validate` raise; a missing device or reference is found before anything is written
@@ -74,10 +76,10 @@ def port(
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
     require_usable(device)
-    wishes = wishes_for(wanted, cann, gears, host_cpu)
-    files = paths_of(inputs)
+    wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing)
+    files, images = paths_of(inputs), () if wishes is None else wishes.images
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
-    with opened(source, inputs=files, **options) as found:
+    with as_numbers(images, files) as read, opened(source, inputs=read, **options) as found:
         canonical = canonical_graph(found, highest_opset_of(wanted))
         compilation = compilation_of(canonical, wanted, precision, wishes)
         if compilation is not None and compilation.judged.portability == "blocked":
@@ -86,8 +88,11 @@ def port(
             return verdict_of(compilation.judged, "port", source_name(canonical), wanted, time.perf_counter() - start)
         shapes = () if compilation is None or compilation.gears is None else compilation.gears.shapes
         chosen = precision_of(canonical, wanted, precision)
+        described = None if compilation is None else compilation.images
+        pixels = pixel_cases(described, files, {pair.input for pair in canonical.graph.state.pairs})
         if against is None:
-            judgement = judgement_of_source(canonical, files, shapes)
+            with cases_as_numbers(described, pixels, files) as cases:
+                judgement = judgement_of_source(canonical, cases, shapes)
         else:
             judgement = judgement_of_golden(Path(against), files, canonical.kind, found)
         judgement.require_model(canonical.architecture, canonical.config)
@@ -97,7 +102,8 @@ def port(
         made = write_canonical(
             canonical, destination, wanted, chosen, compilation=compilation, weights=weights, force=force, progress=progress
         )
-        verdict = judgement.judge(made, device, command="port", progress=progress)
+        more = pixel_checks(made, described, pixels, device)
+        verdict = judgement.judge(made, device, command="port", progress=progress, more=more)
         handed = {} if compilation is None else {"handoff": handed_over(made, compilation, verdict)}
         details = {
             **verdict.details,
@@ -105,6 +111,7 @@ def port(
             "tensors_dropped": made.manifest["tensors"]["dropped"],
             **missing_weights(made),
             **constant_inputs(made),
+            **({"image_cases": list(pixels)} if pixels else {}),
             **handed,
             "total_seconds": round(time.perf_counter() - start, 3),
             "again": f"porting validate {made.path} --device {device}",

@@ -236,10 +236,13 @@ class _Output:
     def _largest(self) -> list[Check]:
         if not self.rows:
             return []
-        detail = f"{self.ties} nearer than the roundings" if self.ties else ""
-        where = printable("; ".join(self.lost) or f"{self.rows} images")
-        name = f"images whose largest element of {printable(self.name)} is the same behind AIPP"
-        return [Check(name, "fail" if self.lost else "pass", self.same, self.rows, where, detail)]
+        where = "; ".join([f"the same in {self.same} of {self.rows} images", *self.lost])
+        detail = f"{self.ties} others lie nearer to each other than the roundings" if self.ties else ""
+        return [
+            Check.equal(
+                f"images whose largest element of {printable(self.name)} changes behind AIPP", len(self.lost), 0, where, detail
+            )
+        ]
 
 
 def _found(place: str, wanted: np.ndarray, got: np.ndarray | None, noisy: Sequence[np.ndarray]) -> _Found:

@@ -17,9 +17,12 @@ from porting.ascend.checking import EVERY_VERSION, Judged, default_precision, ju
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
 from porting.ascend.handoff import write_handoff
+from porting.ascend.image_inputs import CONFIG, KEY, ImageInputs, image_inputs
 from porting.ascend.language_gears import KEPT, language_gears
+from porting.ascend.preprocessing import ImageInput
 from porting.ascend.soc import Soc, find_cann, find_soc
 from porting.conversion import LANGUAGE_MODEL, Canonical
+from porting.errors import UsageError
 from porting.inputs import UNLIMITED, context_of
 from porting.port_folder import Port
 from porting.port_writer import specs_of
@@ -38,11 +41,13 @@ class Wishes:
     cann:     the release that it will be compiled with; None: every one that is known
     shapes:   the gears; None: the shape itself where every dimension is fixed, defaults for a language model, else none
     host_cpu: "aarch64" for Kunpeng, "x86_64"; None: that of the machine where atc runs
+    images:   how the device makes inputs from uint8 pixels (AIPP); () where it is fed the model's own numbers
     """
 
     cann: str | None = None
     shapes: Request | None = None
     host_cpu: str | None = None
+    images: Sequence[ImageInput] = ()
 
     @property
     def said(self) -> list[str]:
@@ -55,6 +60,7 @@ class Wishes:
             "--image-size": shapes.image_size,
             "--dims": shapes.dims,
             "--host-cpu": self.host_cpu,
+            "--preprocessing": self.images,
         }
         return [option for option, value in spelled.items() if value]
 
@@ -66,6 +72,7 @@ class Compilation:
     judged:    its lowered graph, and what the rules say of it
     gears:     None where dimensions are free and nobody said of what size
     free:      those dimensions, as "input[axis] name"
+    images:    None where nothing makes inputs from pixels
     """
 
     canonical: Canonical
@@ -76,10 +83,12 @@ class Compilation:
     side_files: Mapping[str, bytes] = field(default_factory=dict)
     side_options: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    images: ImageInputs | None = None
 
     def manifest(self) -> dict[str, Any]:
         """What port.json keeps: JSON types only."""
-        return {"ascend": self.judged.manifest(), **({"gears": self.gears.to_json()} if self.gears is not None else {})}
+        about = {**self.judged.manifest(), **({KEY: self.images.to_json()} if self.images is not None else {})}
+        return {"ascend": about, **({"gears": self.gears.to_json()} if self.gears is not None else {})}
 
     def no_handoff(self) -> str:
         """Why there is none, and what to do; "" where there is one."""
@@ -94,24 +103,37 @@ class Compilation:
 def compilation_for(canonical: Canonical, target: Target, precision: str | None, wishes: Wishes) -> Compilation:
     """Fix the sizes, lower and judge. No weight is read that no pass changes.
 
-    raises: UsageError (gears, CANN release, precision), InputError (inputs that take no gears), UnsupportedModel (a graph that takes none)
+    raises: UsageError (gears, CANN release, precision, images that AIPP cannot make), InputError (inputs that take no gears, or are no images),
+            UnsupportedModel (a graph that takes none)
     """
     soc = find_soc(target.name)
     release = find_cann(wishes.cann)
-    gears, graph = _with_gears(canonical, soc, wishes.shapes)
+    gears, graph = _with_gears(canonical, soc, wishes)
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
     result = judged(fixed.graph, soc, release, precision or default_precision(soc))
     if gears is not None:
         require_gears_possible(gears.kind, result.facts)
     free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]
-    return Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu)
+    images = _with_images(result.lowered, wishes.images, gears, soc, free) if wishes.images else None
+    return Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu, images=images)
 
 
-def _with_gears(canonical: Canonical, soc: Soc, request: Request | None) -> tuple[Gears | None, Graph]:
+def _with_images(graph: Graph, images: Sequence[ImageInput], gears: Gears | None, soc: Soc, free: Sequence[str]) -> ImageInputs:
+    """What AIPP is told. raises: as `image_inputs`; UsageError where dimensions are free"""
+    if gears is None:
+        raise UsageError(
+            f"{printable(', '.join(free), 200)} left open, and AIPP is compiled for fixed shapes",
+            where="--preprocessing",
+            next="give --batch or --image-size",
+        )
+    return image_inputs(images, specs_of(graph.model), gears, soc)
+
+
+def _with_gears(canonical: Canonical, soc: Soc, wishes: Wishes) -> tuple[Gears | None, Graph]:
     """The gears, and the graph with every size that they share. raises: as `gears_for`"""
     from porting.converters.passes.fixed_sizes import fixed_sizes
 
-    graph = canonical.graph
+    graph, request = canonical.graph, wishes.shapes
     if canonical.kind == LANGUAGE_MODEL:
         constants = {name: number for name, number in KEPT.items() if name in {v.name for v in graph.model.graph.inputs}}
         fed = [spec for spec in specs_of(graph.model) if spec.name not in constants]
@@ -121,7 +143,7 @@ def _with_gears(canonical: Canonical, soc: Soc, request: Request | None) -> tupl
     specs = specs_of(graph.model)
     if request is None and free_places(specs):
         return None, graph
-    gears = gears_for(specs, soc, request)
+    gears = gears_for(specs, soc, request, aipp=[image.input for image in wishes.images])
     return gears, fixed_sizes(graph, shared_sizes(gears))
 
 
@@ -155,20 +177,28 @@ def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | No
     """
     if compilation.gears is None:
         return None
-    result, gears = compilation.judged, compilation.gears
+    result, gears, images = compilation.judged, compilation.gears, compilation.images
     command = atc_command(
         result.soc,
         (result.mode.option, result.mode.value),
         gears.options,
         side_files=compilation.side_options,
+        aipp=CONFIG if images is not None else None,
         host_cpu=compilation.host_cpu,
     )
     notes = [*([] if compared else [NOT_COMPARED]), *([] if result.cann else [EVERY_VERSION])]
-    notes += [*compilation.notes, *result.mode.notes, *result.soc.notes, *gears.advice()]
+    notes += [
+        *(images.notes() if images is not None else []),
+        *compilation.notes,
+        *result.mode.notes,
+        *result.soc.notes,
+        *gears.advice(),
+    ]
     if port.manifest["kind"] == LANGUAGE_MODEL:
         notes.append(
             "prompts run in pieces, each padded on the right to a gear; logits are of every row, those of padding mean nothing, "
             "and past_length goes up by the tokens that count (porting/gear_runs.py)"
         )
     rules = [f.rule.id for f in (*result.mended, *result.noted)]
-    return write_handoff(port.path, command, side_files=compilation.side_files, cann=result.cann, rules=rules, notes=notes)
+    files = {**compilation.side_files, **({CONFIG: images.config} if images is not None else {})}
+    return write_handoff(port.path, command, side_files=files, cann=result.cann, rules=rules, notes=notes)

@@ -17,7 +17,7 @@ from porting.ascend.preprocessing import ImageInput
 from porting.ascend.preprocessing_reference import model_input
 from porting.dtypes import dtype_of
 from porting.errors import InputError, PortingError, nearest
-from porting.gear_runs import Gear, shown
+from porting.gear_runs import Gear
 from porting.npz import read_npz, write_npz
 from porting.port_staging import os_errors
 from porting.scratch import ScratchFolder
@@ -108,8 +108,8 @@ def complete_cases(images: ImageInputs, given: Mapping[str, Case], state: Collec
         met = [{name: array.shape for name, array in numbers_of(images.images, case).items()} for case in given.values()]
         first = next(iter(given.values()))
         gears = [gear for gear in images.gears.shapes if not any(_is_gear(gear, shapes) for shapes in met)]
-        return {**given, **{f"images, {shown(gear)}": _brought(images, first, gear) for gear in gears}}
-    others = [spec for spec in images.inputs if spec.name not in {*images.names, *state}]
+        return {**given, **{f"images in gear {images.gears.shapes.index(g)}": _brought(images, first, g) for g in gears}}
+    others = images.others(state)
     if others:
         raise InputError(
             f"the preprocessing says nothing of input {printable(str(others[0]))}, and nobody gave one",

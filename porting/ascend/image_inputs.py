@@ -8,7 +8,7 @@ The port itself takes the model's numbers, as its source does; port.json keeps t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,10 @@ class ImageInputs:
 
     def spec(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
+
+    def others(self, state: Collection[str] = ()) -> list[TensorSpec]:
+        """Inputs that no description makes, and no run carries. state: those that are carried"""
+        return [spec for spec in self.inputs if spec.name not in {*self.names, *state}]
 
     def ops(self) -> dict[str, AippOp]:
         """Input -> what the file says of it, read from its bytes and not from the description. raises: InputError"""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @options.cann
 @options.shapes
 @options.host_cpu
+@options.preprocessing
 @click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Form of the result.")
 @click.option(
     "--max-ram", type=options.Size(), metavar="SIZE", help="Refuse to start when the forecast is above this, as in 4GiB."
@@ -40,6 +41,7 @@ def command(
     cann: str | None,
     gears: Request | None,
     host_cpu: str | None,
+    preprocessing: Path | None,
     to: str,
     max_ram: int | None,
     weights: str | None,
@@ -59,7 +61,7 @@ def command(
     from porting.pipeline import constant_inputs, missing_weights
 
     kept, weights_file = options.split_weights(weights)
-    with source.opened(weights_file, inputs) as opened:
+    with options.numbers(preprocessing, inputs) as read, source.opened(weights_file, read) as opened:
         port = convert(
             opened,
             output,
@@ -74,6 +76,7 @@ def command(
             cann=cann,
             gears=gears,
             host_cpu=host_cpu,
+            preprocessing=preprocessing,
         )
     m = port.manifest
     result = {

@@ -68,6 +68,13 @@ _SHAPES = (
         help="The same with a number for each free dimension, in the inputs' order.",
     ),
 )
+preprocessing = click.option(
+    "--preprocessing",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="For an Ascend target: a JSON file that says how inputs are made from uint8 images. The hand-off then holds AIPP's configuration for "
+    "the device, and --inputs holds the images.",
+)
 device = click.option(
     "--device",
     default="cpu",
@@ -232,6 +239,19 @@ def shapes(command: Callable[..., int]) -> Callable[..., int]:
     for option in reversed(_SHAPES):
         decorated = option(decorated)
     return decorated
+
+
+@contextmanager
+def numbers(preprocessing_file: Path | None, files: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
+    """The user's inputs, with the model's numbers in place of images that --preprocessing describes. raises: InputError"""
+    if preprocessing_file is None:
+        yield files
+        return
+    from porting.ascend.preprocessing import read_preprocessing
+    from porting.pixel_inputs import as_numbers
+
+    with as_numbers(read_preprocessing(preprocessing_file), files) as made:
+        yield made
 
 
 def split_weights(given: str | None) -> tuple[str, str | None]:

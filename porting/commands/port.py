@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @options.cann
 @options.shapes
 @options.host_cpu
+@options.preprocessing
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -41,6 +42,7 @@ def command(
     cann: str | None,
     gears: Request | None,
     host_cpu: str | None,
+    preprocessing: Path | None,
     against: Path | None,
     device: str,
     inputs: tuple[Path, ...],
@@ -59,7 +61,7 @@ def command(
     from porting.pipeline import port
 
     kept, weights_file = options.split_weights(weights)
-    with source.opened(weights_file, inputs) as opened:
+    with options.numbers(preprocessing, inputs) as read, source.opened(weights_file, read) as opened:
         verdict = port(
             opened,
             output,
@@ -74,5 +76,6 @@ def command(
             cann=cann,
             gears=gears,
             host_cpu=host_cpu,
+            preprocessing=preprocessing,
         )
     return options.emit_verdict(verdict, as_json, junit)
