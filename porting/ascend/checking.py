@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from porting.ascend.graph_facts import GraphFacts, facts_of
+from porting.ascend.image_inputs import images_check
 from porting.ascend.precision import Mode, cube_takes_fp32, mode_for
+from porting.ascend.preprocessing import read_preprocessing
 from porting.ascend.rules import Finding, judge
 from porting.ascend.soc import Soc, find_cann, find_soc
 from porting.ascend.work import share_of
 from porting.conversion import Canonical, canonical_graph
 from porting.errors import UnsupportedModel, UsageError
+from porting.port_writer import specs_of
 from porting.progress import silent
 from porting.sources import opened
 from porting.targets import Target, find_target
@@ -104,6 +107,7 @@ def check(
     precision: str | None = None,
     *,
     cann: str | None = None,
+    preprocessing: str | Path | None = None,
     progress: Any = silent,
     **options: Any,
 ) -> Verdict:
@@ -112,8 +116,9 @@ def check(
     source, options: as `porting.convert` takes them
     precision:       what it is to be compiled in; fp32, or fp16 where the SoC's matrix unit takes nothing else
     cann:            the CANN release that it will be compiled with; every one that is known when left out
+    preprocessing:   a file that says how inputs are made from uint8 images: what AIPP cannot do of it is an error
     returns:         a verdict of level "static": details["portability"] is "portable", "portable after rewrites" or "blocked" (exit 1)
-    raises:          UsageError (no Ascend target, unknown release), and what reading the source raises
+    raises:          UsageError (no Ascend target, unknown release, images that AIPP cannot make), and what reading the source raises
     """
     from porting.converters.passes.ascend.tables import HIGHEST_OPSET
 
@@ -121,20 +126,24 @@ def check(
     wanted = ascend_target(target)
     soc, release = find_soc(wanted.name), find_cann(cann)
     chosen = precision or default_precision(soc)
+    images = () if preprocessing is None else read_preprocessing(preprocessing)
     with opened(source, **options) as found, progress("check", 2, unit="steps") as advance:
         canonical = canonical_graph(found, HIGHEST_OPSET)
         advance(1)
         result = judged(canonical.graph, soc, release, chosen)
         advance(1)
         name = source_name(canonical)
-    return verdict_of(result, "check", name, wanted, time.perf_counter() - start)
+    more = images_check(images, specs_of(result.lowered.model), soc) if images else []
+    return verdict_of(result, "check", name, wanted, time.perf_counter() - start, more)
 
 
-def verdict_of(result: Judged, command: str, source: str, target: Target, seconds: float) -> Verdict:
-    """What the rules alone say: level "static"."""
+def verdict_of(
+    result: Judged, command: str, source: str, target: Target, seconds: float, more: Sequence[Check] = ()
+) -> Verdict:
+    """What the rules alone say, and checks that were made elsewhere: level "static"."""
     return Verdict.from_checks(
         command,
-        checks_of(result),
+        [*checks_of(result), *more],
         evidence_level="static",
         reference="upstream",
         source=source,

@@ -9,23 +9,24 @@ The port itself takes the model's numbers, as its source does; port.json keeps t
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from porting.ascend import gears as gear_files
 from porting.ascend.aipp import AippOp, aipp_ops, host_notes
 from porting.ascend.aipp_text import aipp_text, parse_aipp
-from porting.ascend.gears import Gears
+from porting.ascend.gears import Gears, gears_for
 from porting.ascend.preprocessing import ImageInput, from_json, to_json
 from porting.ascend.soc import Soc, find_soc
 from porting.checked_json import text
 from porting.errors import PortError, PortingError
 from porting.port_folder import Port
 from porting.types import TensorSpec
-from porting.verdict import printable
+from porting.verdict import Check, printable
 
 CONFIG = "insert_op.cfg"  # in a hand-off
 KEY = "preprocessing"  # in port.json, under "ascend"
+ANY_SIDE = 64  # pixels, of an image that may have any size
 NEVER_RUN = "AIPP was judged by documents and sources, and emulated on the CPU; it never ran on a device"
 
 
@@ -87,6 +88,25 @@ def image_inputs(images: Sequence[ImageInput], inputs: Sequence[TensorSpec], gea
     """
     ops = aipp_ops(images, inputs, gears, soc)
     return ImageInputs(tuple(images), tuple(inputs), gears, aipp_text(ops).encode("utf-8"))
+
+
+def images_check(images: Sequence[ImageInput], inputs: Sequence[TensorSpec], soc: Soc) -> list[Check]:
+    """What AIPP would be told, with the sizes that the description gives to dimensions that are free. raises: as `image_inputs`"""
+    made = {image.input: image for image in images}
+    fixed = [replace(spec, shape=_sized(spec, made.get(spec.name))) for spec in inputs]
+    found = image_inputs(images, fixed, gears_for(fixed, soc), soc)
+    where = ", ".join(f"{printable(image.input, 60)}: {in_words(image, resized=True)}" for image in images)
+    return [Check.equal("images that AIPP cannot make by these sources", 0, 0, where, "; ".join(found.notes()))]
+
+
+def _sized(spec: TensorSpec, image: ImageInput | None) -> tuple[int, ...]:
+    """A shape whose free dimensions are as large as the description makes them, and 1 where it does not say."""
+    sizes = {}
+    if image is not None and len(spec.shape) == 4:
+        height, width = (dim if isinstance(dim, int) else ANY_SIDE for dim in spec.shape[2:])
+        made = image.output_size(*(image.size or (width, height)))
+        sizes = {1: image.channels, 2: made[1], 3: made[0]}
+    return tuple(dim if isinstance(dim, int) else sizes.get(axis, 1) for axis, dim in enumerate(spec.shape))
 
 
 def images_of_port(port: Port) -> ImageInputs | None:

@@ -39,6 +39,7 @@ LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
     help="Write the findings as SARIF 2.1.0, for a code host or an editor; replaces an old file.",
 )
 @options.inputs
+@options.preprocessing
 @options.junit
 @options.as_json
 @options.quiet
@@ -50,6 +51,7 @@ def command(
     cann: str | None,
     sarif: Path | None,
     inputs: tuple[Path, ...],
+    preprocessing: Path | None,
     junit: Path | None,
     as_json: bool,
     quiet: bool,
@@ -63,8 +65,8 @@ def command(
     options.require_junit(sarif, "--sarif")
     from porting.ascend.checking import check
 
-    with source.opened(weights, inputs) as found:
-        verdict = check(found, target, precision, cann=cann, progress=options.progress(quiet))
+    with options.numbers(preprocessing, inputs) as read, source.opened(weights, read) as found:
+        verdict = check(found, target, precision, cann=cann, preprocessing=preprocessing, progress=options.progress(quiet))
     return options.emit_verdict(verdict, as_json, junit, [(sarif, sarif_of)] if sarif is not None else [])
 
 
