@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from porting.errors import CheckpointError, OutOfResources, UnsupportedModel, UsageError, nearest
+from porting.inputs import paths_of
 from porting.port_folder import Port
 from porting.port_writer import Source, require_free, write_port
 from porting.progress import silent
@@ -24,6 +25,7 @@ LANGUAGE_MODEL = "causal-lm"  # what a port is, as port.json says it; the defaul
 ENCODER = "encoder"
 GRAPH = "graph"
 ASCEND = "ascend"  # the kind of target
+W8A8 = "w8a8"  # the precision whose graph has integers for weights and activations
 # onnxruntime 1.28 is the first whose Attention aligns the causal mask of a padded cache rightly; older ones also lack TensorScatter
 MIN_RUNTIME = {"onnxruntime": "1.28"}
 
@@ -99,9 +101,11 @@ def graph_config(source: GraphSource) -> dict[str, Any]:
 def precision_of(canonical: Canonical, target: Target, precision: str | None) -> str:
     """The precision to write, see `resolve_precision`. A graph keeps what it computes in: "fp32", or "source" where it holds half floats.
 
-    For Ascend the graph keeps what it is too; what it is compiled in is the compiler's mode.
+    For Ascend the graph keeps what it is too; what it is compiled in is the compiler's mode. "w8a8" alone is another graph.
     raises: UsageError
     """
+    if target.kind == ASCEND and precision == W8A8:
+        return W8A8
     if target.kind == ASCEND:
         return "source" if is_graph(canonical.source) and _half_floats(canonical.graph) else "fp32"
     if not is_graph(canonical.source):
@@ -149,6 +153,8 @@ def convert(
     gears: str | Request | None = None,
     host_cpu: str | None = None,
     preprocessing: str | Path | None = None,
+    calibration: str | Path | Sequence[str | Path] | None = None,
+    keep_float: Sequence[str] = (),
 ) -> Port:
     """Convert a model into a port. Nothing is compared here: `validate` does that.
 
@@ -172,12 +178,14 @@ def convert(
                     these and no other. Where all are fixed already, and for a language model, there are defaults
     host_cpu:       of an Ascend target: "aarch64" or "x86_64", the processor beside the NPU; that of the machine with the compiler when left out
     preprocessing:  of an Ascend target: a file that says how inputs are made from uint8 images; the hand-off then holds AIPP's configuration
+    calibration:    of an Ascend target in "w8a8", which has to have it: .npz files with inputs as the model is fed in use
+    keep_float:     of the same: names of nodes that stay in float
     raises:         PortingError with the exit code of the command; UnsupportedModel where the rules for an Ascend target block it
     """
     wanted = find_target(target)
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
-    wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing)
+    wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing, paths_of(calibration), keep_float)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with opened(source, **options) as found:
         canonical = canonical_graph(found, highest_opset_of(wanted))
@@ -210,19 +218,22 @@ def wishes_for(
     gears: str | Request | None,
     host_cpu: str | None,
     preprocessing: str | Path | None = None,
+    calibration: Sequence[Path] = (),
+    keep_float: Sequence[str] = (),
 ) -> Wishes | None:
     """What is said of an Ascend target beside its name; None for every other.
 
     raises: UsageError where another target is told such things, InputError (the description of preprocessing)
     """
-    if target.kind != ASCEND and (cann, gears, host_cpu, preprocessing) == (None, None, None, None):
+    said = (cann, gears, host_cpu, preprocessing, calibration or None, keep_float or None)
+    if target.kind != ASCEND and all(one is None for one in said):
         return None
     from porting.ascend.compilation import HOST_CPUS, Wishes
     from porting.ascend.gear_requests import Request
     from porting.ascend.preprocessing import read_preprocessing
 
     images = read_preprocessing(preprocessing) if preprocessing is not None else ()
-    wishes = Wishes(cann, Request(named=gears) if isinstance(gears, str) else gears, host_cpu, images)
+    wishes = Wishes(cann, Request(named=gears) if isinstance(gears, str) else gears, host_cpu, images, calibration, keep_float)
     if target.kind != ASCEND:
         raise UsageError(
             f"{target.name} is not compiled with CANN", where=wishes.said[0], next="leave it out, or name an Ascend target"

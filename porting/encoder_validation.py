@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from porting.conversion import Canonical
+from porting.conversion import W8A8, Canonical
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.encoder_reference import EncoderReference, cases_in_gears, encoder_cases
 from porting.errors import InputError
@@ -95,6 +95,10 @@ class EncoderJudgement:
     ) -> Verdict:
         """raises: InputError (another model, inputs that show nothing), DeviceUnavailable"""
         self.require_model(str(port.manifest["architecture"]), port.manifest["config"])
+        if port.precision == W8A8:
+            from porting.ascend.w8a8_validation import judge_w8a8
+
+            return judge_w8a8(port, self.reference, device, command=command, progress=progress, more=more)
         checks = [*([] if self.source is None else [weights_check(port, self.source)]), *more]
         if port.precision == "fp32":
             return judge_graph(port, self.reference, device, command=command, progress=progress, more=checks)

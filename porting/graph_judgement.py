@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from porting.conversion import Canonical, graph_config
+from porting.conversion import W8A8, Canonical, graph_config
 from porting.dtypes import dtype_of
 from porting.errors import InputError
 from porting.feeds import Cases, Recipe, cases_from_npz, find_cases, require_feeds
@@ -70,6 +70,10 @@ class GraphJudgement:
     ) -> Verdict:
         """raises: InputError (another model, inputs that show nothing), DeviceUnavailable"""
         self.require_model(str(port.manifest["architecture"]), port.manifest["config"])
+        if port.precision == W8A8:
+            from porting.ascend.w8a8_validation import judge_w8a8
+
+            return judge_w8a8(port, self.reference, device, command=command, progress=progress, more=more)
         return judge_graph(port, self.reference, device, command=command, progress=progress, more=more)
 
     def golden(self, identity: ModelIdentity, device: str = "cpu") -> GraphGolden:

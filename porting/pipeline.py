@@ -31,7 +31,7 @@ from porting.recording import identity_of_port
 from porting.registry import load_backend
 from porting.sources import opened
 from porting.targets import find_target
-from porting.verdict import Verdict
+from porting.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     from porting.ascend.compilation import Compilation
@@ -59,6 +59,8 @@ def port(
     gears: str | Request | None = None,
     host_cpu: str | None = None,
     preprocessing: str | Path | None = None,
+    calibration: str | Path | Sequence[str | Path] | None = None,
+    keep_float: Sequence[str] = (),
 ) -> Verdict:
     """Convert `source` into a port, compare it with a reference, and write the evidence into it.
 
@@ -68,6 +70,7 @@ def port(
     cann:    as `porting.convert` takes it, and `gears`, `host_cpu` and `preprocessing`. For an Ascend target the lowered graph is compared on
              `device`, in every gear, which shows that it computes the same and nothing about Ascend: level "static". What the rules block is a verdict that
              fails, and no port is written; a port that passes holds the hand-off for the compiler, in targets/
+    calibration, keep_float: as `porting.convert` takes them. A graph without `inputs` is compared on the calibration, and the verdict says so
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
     raises:  what `convert` and `validate` raise; a missing device or reference is found before anything is written
     """
@@ -76,7 +79,7 @@ def port(
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
     require_usable(device)
-    wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing)
+    wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing, paths_of(calibration), keep_float)
     files, images = paths_of(inputs), () if wishes is None else wishes.images
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
     with as_numbers(images, files) as read, opened(source, inputs=read, **options) as found:
@@ -86,6 +89,8 @@ def port(
             from porting.ascend.checking import source_name, verdict_of
 
             return verdict_of(compilation.judged, "port", source_name(canonical), wanted, time.perf_counter() - start)
+        if not files and wishes is not None and canonical.kind == GRAPH:
+            files = tuple(wishes.calibration)  # generated inputs show what W8A8 costs on noise
         shapes = () if compilation is None or compilation.gears is None else compilation.gears.shapes
         chosen = precision_of(canonical, wanted, precision)
         described = None if compilation is None else compilation.images
@@ -102,7 +107,7 @@ def port(
         made = write_canonical(
             canonical, destination, wanted, chosen, compilation=compilation, weights=weights, force=force, progress=progress
         )
-        more = pixel_checks(made, described, pixels, device)
+        more = [*pixel_checks(made, described, pixels, device), *integers_of(compilation)]
         verdict = judgement.judge(made, device, command="port", progress=progress, more=more)
         handed = {} if compilation is None else {"handoff": handed_over(made, compilation, verdict)}
         details = {
@@ -119,6 +124,15 @@ def port(
         full = Verdict(**{**verdict.__dict__, "details": details})
         write_evidence(made, full, judgement)
     return full
+
+
+def integers_of(compilation: Compilation | None) -> list[Check]:
+    """Of W8A8: whether the vendor's graph has the integers of the one that runs here."""
+    if compilation is None or compilation.integers is None:
+        return []
+    from porting.ascend.w8a8_validation import fidelity_of
+
+    return fidelity_of(compilation.integers, compilation.calibration)
 
 
 def handed_over(made: Port, compilation: Compilation, verdict: Verdict) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from porting.ascend.atc_command import atc_command
-from porting.ascend.checking import EVERY_VERSION, Judged, default_precision, judged
+from porting.ascend.calibration import Cases
+from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, default_precision, judged
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
 from porting.ascend.handoff import write_handoff
@@ -21,6 +22,9 @@ from porting.ascend.image_inputs import CONFIG, KEY, ImageInputs, image_inputs
 from porting.ascend.language_gears import KEPT, language_gears
 from porting.ascend.preprocessing import ImageInput
 from porting.ascend.soc import Soc, find_cann, find_soc
+from porting.ascend.w8a8 import Quantised
+from porting.ascend.w8a8_compilation import deploy_file, in_w8a8
+from porting.ascend.w8a8_validation import W8A8, manifest_of
 from porting.conversion import LANGUAGE_MODEL, Canonical
 from porting.errors import UsageError
 from porting.inputs import UNLIMITED, context_of
@@ -42,12 +46,15 @@ class Wishes:
     shapes:   the gears; None: the shape itself where every dimension is fixed, defaults for a language model, else none
     host_cpu: "aarch64" for Kunpeng, "x86_64"; None: that of the machine where atc runs
     images:   how the device makes inputs from uint8 pixels (AIPP); () where it is fed the model's own numbers
+    calibration, keep_float: of W8A8: .npz files to calibrate on, and nodes that stay in float
     """
 
     cann: str | None = None
     shapes: Request | None = None
     host_cpu: str | None = None
     images: Sequence[ImageInput] = ()
+    calibration: Sequence[Path] = ()
+    keep_float: Sequence[str] = ()
 
     @property
     def said(self) -> list[str]:
@@ -61,6 +68,8 @@ class Wishes:
             "--dims": shapes.dims,
             "--host-cpu": self.host_cpu,
             "--preprocessing": self.images,
+            "--calibration": self.calibration,
+            "--keep-float": self.keep_float,
         }
         return [option for option, value in spelled.items() if value]
 
@@ -73,6 +82,8 @@ class Compilation:
     gears:     None where dimensions are free and nobody said of what size
     free:      those dimensions, as "input[axis] name"
     images:    None where nothing makes inputs from pixels
+    integers:  of W8A8: both of its graphs; `judged` holds the one that runs here. None in another precision
+    calibration: what it was calibrated on
     """
 
     canonical: Canonical
@@ -84,11 +95,14 @@ class Compilation:
     side_options: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     images: ImageInputs | None = None
+    integers: Quantised | None = None
+    calibration: Cases = ()
 
     def manifest(self) -> dict[str, Any]:
         """What port.json keeps: JSON types only."""
         about = {**self.judged.manifest(), **({KEY: self.images.to_json()} if self.images is not None else {})}
-        return {"ascend": about, **({"gears": self.gears.to_json()} if self.gears is not None else {})}
+        gears = {"gears": self.gears.to_json()} if self.gears is not None else {}
+        return {"ascend": about, **gears, **(manifest_of(self.integers, self.calibration) if self.integers else {})}
 
     def no_handoff(self) -> str:
         """Why there is none, and what to do; "" where there is one."""
@@ -104,18 +118,25 @@ def compilation_for(canonical: Canonical, target: Target, precision: str | None,
     """Fix the sizes, lower and judge. No weight is read that no pass changes.
 
     raises: UsageError (gears, CANN release, precision, images that AIPP cannot make), InputError (inputs that take no gears, or are no images),
-            UnsupportedModel (a graph that takes none)
+            UnsupportedModel (a graph that takes none). Of W8A8 also as `in_w8a8`
     """
+    if precision != W8A8 and (wishes.calibration or wishes.keep_float):
+        raise UsageError(
+            "only W8A8 is calibrated",
+            where="--calibration" if wishes.calibration else "--keep-float",
+            next="-p w8a8, or leave it out",
+        )
     soc = find_soc(target.name)
     release = find_cann(wishes.cann)
-    gears, graph = _with_gears(canonical, soc, wishes)
+    gears, graph = _with_gears(canonical, soc, wishes, quantised=precision == W8A8)
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
     result = judged(fixed.graph, soc, release, precision or default_precision(soc))
     if gears is not None:
-        require_gears_possible(gears.kind, result.facts)
+        require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8)
     free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]
     images = _with_images(result.lowered, wishes.images, gears, soc, free) if wishes.images else None
-    return Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu, images=images)
+    made = Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu, images=images)
+    return in_w8a8(made, wishes) if precision == W8A8 and result.portability != BLOCKED else made
 
 
 def _with_images(graph: Graph, images: Sequence[ImageInput], gears: Gears | None, soc: Soc, free: Sequence[str]) -> ImageInputs:
@@ -129,7 +150,7 @@ def _with_images(graph: Graph, images: Sequence[ImageInput], gears: Gears | None
     return image_inputs(images, specs_of(graph.model), gears, soc)
 
 
-def _with_gears(canonical: Canonical, soc: Soc, wishes: Wishes) -> tuple[Gears | None, Graph]:
+def _with_gears(canonical: Canonical, soc: Soc, wishes: Wishes, quantised: bool) -> tuple[Gears | None, Graph]:
     """The gears, and the graph with every size that they share. raises: as `gears_for`"""
     from porting.converters.passes.fixed_sizes import fixed_sizes
 
@@ -143,7 +164,7 @@ def _with_gears(canonical: Canonical, soc: Soc, wishes: Wishes) -> tuple[Gears |
     specs = specs_of(graph.model)
     if request is None and free_places(specs):
         return None, graph
-    gears = gears_for(specs, soc, request, aipp=[image.input for image in wishes.images])
+    gears = gears_for(specs, soc, request, aipp=[image.input for image in wishes.images], quantised=quantised)
     return gears, fixed_sizes(graph, shared_sizes(gears))
 
 
@@ -170,7 +191,7 @@ def _canonical_again(canonical: Canonical) -> Canonical:
 
 
 def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | None:
-    """Write `targets/SOC-CANN-HOST/` into a port; None where no shapes were named.
+    """Write `targets/SOC-CANN-HOST/` into a port; None where no shapes were named. Of W8A8 it holds the vendor's graph.
 
     compared: whether the graph was compared with its source
     raises:   UsageError, PortError
@@ -185,6 +206,7 @@ def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | No
         side_files=compilation.side_options,
         aipp=CONFIG if images is not None else None,
         host_cpu=compilation.host_cpu,
+        quantised=compilation.integers is not None,
     )
     notes = [*([] if compared else [NOT_COMPARED]), *([] if result.cann else [EVERY_VERSION])]
     notes += [
@@ -201,4 +223,9 @@ def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | No
         )
     rules = [f.rule.id for f in (*result.mended, *result.noted)]
     files = {**compilation.side_files, **({CONFIG: images.config} if images is not None else {})}
-    return write_handoff(port.path, command, side_files=files, cann=result.cann, rules=rules, notes=notes)
+    if compilation.integers is None:
+        return write_handoff(port.path, command, side_files=files, cann=result.cann, rules=rules, notes=notes)
+    with deploy_file(compilation.integers.deploy) as model:
+        return write_handoff(
+            port.path, command, model=model, side_files=files, cann=result.cann, quantised=True, rules=rules, notes=notes
+        )

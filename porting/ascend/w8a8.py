@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # First and last layer are quantised like the others: the first in float brings 2.4 dB to efficientnet-lite0 (19.8 dB), and no other class, and
 # 0.1 dB to MiniLM; the last 0.0 dB to both. The report shows which layer loses most by itself.
 DEFAULT_CLIP = LEAST_ERROR
+SHOWN_NAMES = 8
 REPORT_CASES = 8  # on which the layers are compared; all take part in the calibration
 NOTES = (
     "W8A8: AscendQuant and AscendDequant as AMCT writes them, read in its sources and in those of ATC's parser; inferred: that the compiler's "
@@ -113,8 +115,11 @@ def decided(layers: Sequence[Layer], ranges: Mapping[str, Range], clip: str) -> 
 def _require_names(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
+            near = get_close_matches(name, known, SHOWN_NAMES) or known[:SHOWN_NAMES]
             raise UsageError(
-                f"no Conv, Gemm or MatMul is called {printable(name)!r}", where="--keep-float", next=nearest(name, list(known))
+                f"no Conv, Gemm or MatMul is called {printable(name)!r}",
+                where="--keep-float",
+                next=nearest(name, [printable(one, 80) for one in near]),
             )
 
 

@@ -28,6 +28,7 @@ from porting.graph_outputs import Expected, ExpectedArray
 from porting.numerics.quality import quality_limits
 from porting.verdict import Check, printable
 
+FIDELITY = "fidelity"  # how the names of these checks begin
 FEW = 4  # layers that are worked out anew
 STEPS = 255  # of int8, from end to end
 ACTIVATIONS, WEIGHTS = 1 << 20, 1 << 10  # numbers that share a step: of a tensor of activations, of a channel
@@ -59,12 +60,12 @@ def integer_checks(reference: AtHand, deploy: AtHand, cases: Cases) -> list[Chec
     """A few layers, on the first case. raises: InputError for a deploy graph in a form that is not covered"""
     layers = vendor_layers(deploy.model)
     if not layers:
-        return [Check("layers in integers", "fail", 0, "some", "the deploy graph")]
+        return [Check(f"{FIDELITY}: layers in integers", "fail", 0, "some", "the deploy graph")]
     present = {name for node in reference.model.graph.node for name in node.output}
     missing = [layer.name for layer in layers if layer.output not in present]
     checks = [
         Check.equal(
-            "layers of the deploy graph that the reference graph does not have",
+            f"{FIDELITY}: layers of the deploy graph that the reference graph does not have",
             len(missing),
             0,
             printable(missing[0]) if missing else f"{len(layers)} layers",
@@ -81,7 +82,7 @@ def integer_checks(reference: AtHand, deploy: AtHand, cases: Cases) -> list[Chec
         differing = found.size if found.shape != expected.shape else int(np.count_nonzero(found != expected))
         checks.append(
             Check.equal(
-                f"fidelity: elements of {layer.product.op_type} in integers that differ from the vendor's formulas",
+                f"{FIDELITY}: elements of {layer.product.op_type} in integers that differ from the vendor's formulas",
                 differing,
                 0,
                 printable(layer.name),

@@ -11,8 +11,9 @@ from porting.ascend.calibration import Cases
 from porting.ascend.graph_at_hand import at_hand
 from porting.ascend.handoff import handoffs_of
 from porting.ascend.w8a8 import Quantised
-from porting.ascend.w8a8_checks import LAYER_NOISE, Loss, depths, integer_checks, quality_check
+from porting.ascend.w8a8_checks import FIDELITY, LAYER_NOISE, Loss, depths, integer_checks, quality_check
 from porting.backends.onnx_program import read_model
+from porting.conversion import W8A8
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
 from porting.feeds import feeds_hash
@@ -23,7 +24,6 @@ from porting.progress import silent
 from porting.types import Program
 from porting.verdict import Check, Verdict, printable
 
-W8A8 = "w8a8"  # the precision, and what port.json keeps of it
 NOT_HELD_OUT = "inputs that were not calibrated on (give them with --inputs)"
 
 
@@ -69,14 +69,17 @@ def judge_w8a8(
             ran_on = str(runs.session.device)
             if ran_on.partition(":")[0] == "cpu":
                 checks.append(again_check(runs, plain[0].run))
-        integers = list(more) or _fidelity_of_handoffs(port, plain[0].run.steps[0])
+        integers = any(one.name.startswith(FIDELITY) for one in more)
+        if not integers:
+            found = _fidelity_of_handoffs(port, plain[0].run.steps[0])
+            integers, more = bool(found), [*more, *found]
         advance(1)
     known = set(port.manifest[W8A8]["calibration"])
     held_out = any(case_hash(one.run.steps[0]) not in known for one in plain)
     missing = [*([] if held_out else [NOT_HELD_OUT]), *([] if integers else ["that the vendor's graph has the same integers"])]
     return Verdict.from_checks(
         command,
-        [*checks, *integers],
+        [*checks, *more],
         evidence_level=evidence_level(device, port.manifest["target"]),
         reference=reference.kind,
         source=port.path.name,

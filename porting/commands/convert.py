@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @options.shapes
 @options.host_cpu
 @options.preprocessing
+@options.w8a8
 @click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Form of the result.")
 @click.option(
     "--max-ram", type=options.Size(), metavar="SIZE", help="Refuse to start when the forecast is above this, as in 4GiB."
@@ -42,6 +43,8 @@ def command(
     gears: Request | None,
     host_cpu: str | None,
     preprocessing: Path | None,
+    calibration: tuple[Path, ...],
+    keep_float: tuple[str, ...],
     to: str,
     max_ram: int | None,
     weights: str | None,
@@ -77,6 +80,8 @@ def command(
             gears=gears,
             host_cpu=host_cpu,
             preprocessing=preprocessing,
+            calibration=calibration,
+            keep_float=keep_float,
         )
     m = port.manifest
     result = {

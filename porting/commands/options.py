@@ -32,7 +32,7 @@ precision = click.option(
     "--precision",
     default=None,
     metavar="P",
-    help="fp32, int8, int4 (weights), or source for the checkpoint's own.  [default: fp32]  For Ascend what it will be compiled in: fp32, fp16, bf16.",
+    help="fp32, int8, int4 (weights), or source for the checkpoint's own.  [default: fp32]  For Ascend what it will be compiled in: fp32, fp16, bf16, w8a8.",
 )
 cann = click.option(
     "--cann",
@@ -74,6 +74,20 @@ preprocessing = click.option(
     metavar="FILE",
     help="For an Ascend target: a JSON file that says how inputs are made from uint8 images. The hand-off then holds AIPP's configuration for "
     "the device, and --inputs holds the images.",
+)
+_W8A8 = (
+    click.option(
+        "--calibration",
+        type=click.Path(dir_okay=False, path_type=Path),
+        multiple=True,
+        help="With -p w8a8, which has no default for it: an .npz with inputs as the model is fed in use, one case; again for more.",
+    ),
+    click.option(
+        "--keep-float",
+        multiple=True,
+        metavar="NODE",
+        help="With -p w8a8: a Conv, Gemm or MatMul that stays in float, by its name in the report; again for more.",
+    ),
 )
 device = click.option(
     "--device",
@@ -239,6 +253,13 @@ def shapes(command: Callable[..., int]) -> Callable[..., int]:
     for option in reversed(_SHAPES):
         decorated = option(decorated)
     return decorated
+
+
+def w8a8(command: Callable[..., int]) -> Callable[..., int]:
+    """--calibration and --keep-float, handed to the command under these names."""
+    for option in reversed(_W8A8):
+        command = option(command)
+    return command
 
 
 @contextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @options.shapes
 @options.host_cpu
 @options.preprocessing
+@options.w8a8
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -43,6 +44,8 @@ def command(
     gears: Request | None,
     host_cpu: str | None,
     preprocessing: Path | None,
+    calibration: tuple[Path, ...],
+    keep_float: tuple[str, ...],
     against: Path | None,
     device: str,
     inputs: tuple[Path, ...],
@@ -77,5 +80,7 @@ def command(
             gears=gears,
             host_cpu=host_cpu,
             preprocessing=preprocessing,
+            calibration=calibration,
+            keep_float=keep_float,
         )
     return options.emit_verdict(verdict, as_json, junit)
