@@ -28,6 +28,11 @@ def verdict_text(verdict: Verdict) -> str:
     fixed = verdict.details.get("constant_inputs")
     if fixed:
         facts.append(f"constants of the port, though the file lets a caller feed them: {printable(', '.join(map(str, fixed)))}")
+    lost = verdict.details.get("loses_most")
+    if lost:
+        facts.append(
+            f"in W8A8 these lose most by themselves (--keep-float NODE): {', '.join(printable(str(n), 100) for n in lost)}"
+        )
     handoff = verdict.details.get("handoff")
     if handoff:
         facts.append(f"for the compiler: {printable(str(handoff), 400)}")

@@ -24,6 +24,7 @@ from porting.progress import silent
 from porting.types import Program
 from porting.verdict import Check, Verdict, printable
 
+NAMED = 8  # layers that a report names
 NOT_HELD_OUT = "inputs that were not calibrated on (give them with --inputs)"
 
 
@@ -75,7 +76,7 @@ def judge_w8a8(
             integers, more = bool(found), [*more, *found]
         advance(1)
     known = set(port.manifest[W8A8]["calibration"])
-    held_out = any(case_hash(one.run.steps[0]) not in known for one in plain)
+    held_out = bool(_held_out(plain, known))
     missing = [*([] if held_out else [NOT_HELD_OUT]), *([] if integers else ["that the vendor's graph has the same integers"])]
     return Verdict.from_checks(
         command,
@@ -95,10 +96,23 @@ def judge_w8a8(
             "held_out": held_out,
             "noise_of_a_layer": LAYER_NOISE,
             W8A8: port.manifest[W8A8]["layers"],
+            "loses_most": loses_most(port.manifest[W8A8]["layers"]),
             "notes": list(port.manifest[W8A8]["notes"]),
         },
         not_shown=", ".join(missing),
     )
+
+
+def loses_most(report: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The layers that are furthest from float by themselves, the worst first: what to keep in float where an output is beyond its limit."""
+    rows = sorted((row for row in report if row["quantised"]), key=lambda row: float(row["alone_sqnr_db"]))
+    return [f"{row['node']} {float(row['alone_sqnr_db']):.1f} dB" for row in rows[:NAMED]]
+
+
+def _held_out(plain: Sequence[Recorded], calibrated: set[str]) -> list[str]:
+    """Cases that are neither of the calibration nor made of one of those, as its name then says: "c0, other values"."""
+    names = {one.run.name for one in plain if case_hash(one.run.steps[0]) in calibrated}
+    return [one.run.name for one in plain if one.run.name not in names and one.run.name.partition(", ")[0] not in names]
 
 
 def _quality(port: Port, runs: PortRuns, plain: Sequence[Recorded]) -> list[Check]:
