@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from porting.errors import InputError, OutOfResources, PortingError
+from porting.errors import InputError, OutOfResources, PortingError, UsageError
 
 if TYPE_CHECKING:
     from porting.verdict import Verdict
@@ -49,21 +49,21 @@ host_cpu = click.option(
 _SHAPES = (
     click.option(
         "--gears",
-        default="",
+        default=None,
         metavar='"NAME=N,...; ..."',
         help="For an Ascend target: the shapes that it is compiled for, a size for each free dimension by its name, gears parted by semicolons. "
         "The port then takes these shapes and no other. Of a language model only what differs from batch=1, sequence=1, 64 and 256, capacity=1024.",
     ),
-    click.option("--batch", default="", metavar="N,...", help="The same for axis 0 of the inputs alone: 1,2,4,8."),
+    click.option("--batch", default=None, metavar="N,...", help="The same for axis 0 of the inputs alone: 1,2,4,8."),
     click.option(
         "--image-size",
-        default="",
+        default=None,
         metavar='"H,W; ..."',
         help="The same for height and width of images (NCHW): 224,224;448,448.",
     ),
     click.option(
         "--dims",
-        default="",
+        default=None,
         metavar='"N,...; ..."',
         help="The same with a number for each free dimension, in the inputs' order.",
     ),
@@ -243,11 +243,15 @@ def shapes(command: Callable[..., int]) -> Callable[..., int]:
     """--gears, --batch, --image-size and --dims, handed to the command as `gears`, a Request or None."""
 
     @wraps(command)
-    def with_shapes(gears: str, batch: str, image_size: str, dims: str, **rest: Any) -> int:
+    def with_shapes(gears: str | None, batch: str | None, image_size: str | None, dims: str | None, **rest: Any) -> int:
         from porting.ascend.gear_requests import Request
 
-        request = Request(batch, image_size, dims, gears)
-        return command(gears=request if request != Request() else None, **rest)
+        given = {"--batch": batch, "--image-size": image_size, "--dims": dims, "--gears": gears}
+        for option, text in given.items():
+            if text is not None and not text.strip():
+                raise UsageError("says nothing", where=option, next="leave it out, or name sizes")
+        texts = [text or "" for text in given.values()]
+        return command(gears=Request(*texts) if any(texts) else None, **rest)
 
     decorated: Callable[..., int] = with_shapes
     for option in reversed(_SHAPES):

@@ -262,3 +262,22 @@ def test_an_encoder_with_three_sequence_gears(tmp_path: Path) -> None:
     for length in (8, 16, 32):
         assert f"gear input_ids [2, {length}]: " in names(verdict)
     assert handoffs_of(tmp_path / "b.port")[0].command.value("dynamic_dims") == "8,8,8;16,16,16;32,32,32"
+
+
+def test_the_options_of_the_command_line(dynamic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from porting import cli
+
+    def run(*options: str) -> int:
+        with pytest.raises(SystemExit) as done:
+            cli.main(["port", str(dynamic), "-o", str(tmp_path / "m.port"), "--force", "--quiet", *options])
+        return int(str(done.value.code))
+
+    assert run("--target", "Ascend310P3", "--dims", "2,4; 2,7", "--host-cpu", "aarch64") == 0
+    assert "for the compiler: targets/Ascend310P3-any-aarch64" in capsys.readouterr().out
+    assert run("--target", "Ascend310P3", "--batch", "1,2") == 2
+    assert "axis 1 (length) of input 'x' is left open" in capsys.readouterr().err
+    for option in ("--batch", "--dims", "--gears", "--image-size"):
+        assert run("--target", "Ascend310P3", option, " ") == 2
+        assert "says nothing" in capsys.readouterr().err
+    assert run("--batch", "1") == 2
+    assert "cpu is not compiled with CANN" in capsys.readouterr().err
