@@ -18,7 +18,8 @@ from porting.ascend.image_inputs import CONFIG, KEY
 from porting.ascend.preprocessing import SCHEMA, from_json
 from porting.commands import check, convert, port, validate
 from porting.errors import InputError, PortingError, UsageError
-from porting.verdict import Verdict
+from porting.judgement import judgement_for
+from porting.verdict import Check, Verdict
 from tests.ascend.test_image_inputs import CROP, IMAGENET, SIDE, SOURCE, classifier
 from tests.graph_models import constant, model, node, weight
 
@@ -136,6 +137,9 @@ def test_gears_of_height_and_width(tmp_path: Path) -> None:
     assert done.return_value == 0, (done.output, done.exception)
     (handoff,) = handoffs_of(tmp_path / "m.port")
     assert handoff.command.value("dynamic_image_size") == "16,24;32,24"
+    for source in ({"format": "RGB", "width": None, "height": None}, SOURCE):  # any size, and one that the description fixes
+        pre = described(tmp_path, source=source, crop=None)
+        assert run("check", tmp_path / "m.onnx", "--target", P310, "--preprocessing", pre).return_value == 0
     assert "src_image_size_w: 0" in (handoff.path / CONFIG).read_text()
 
 
@@ -275,3 +279,16 @@ def test_another_target_knows_no_aipp(network: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cpu is not compiled with CANN") as caught:
             function(network, tmp_path / "m.port", preprocessing=described(tmp_path))
         assert caught.value.where == "--preprocessing"
+
+
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "BertModel"])
+def test_checks_made_elsewhere_count_for_every_kind_of_port(kind: str, tmp_path: Path) -> None:
+    from tiny import make
+    from tiny_encoders import make_encoder
+
+    (make if kind == "LlamaForCausalLM" else make_encoder)(tmp_path / "model", kind)
+    porting.convert(tmp_path / "model", tmp_path / "m.port")
+    made = porting.open_port(tmp_path / "m.port")
+    with judgement_for(made, tmp_path / "model", "cpu", (), {}) as judgement:
+        verdict = judgement.judge(made, "cpu", more=[Check("made elsewhere", "fail", 1, 0, "there")])
+    assert verdict.exit_code == 1 and verdict.reason.startswith("made elsewhere")
