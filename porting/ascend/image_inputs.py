@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from porting.ascend import gears as gear_files
-from porting.ascend.aipp import AippOp, aipp_ops, host_notes
+from porting.ascend.aipp import AippOp, aipp_ops, half_error, host_notes
 from porting.ascend.aipp_text import aipp_text, parse_aipp
 from porting.ascend.gears import Gears, gears_for
 from porting.ascend.preprocessing import ImageInput, from_json, to_json
+from porting.ascend.preprocessing_reference import colour_doubt
 from porting.ascend.soc import Soc, find_soc
 from porting.checked_json import text
 from porting.errors import PortError, PortingError
@@ -62,13 +63,22 @@ class ImageInputs:
 
     def notes(self) -> list[str]:
         """What whoever runs the compiled model should be told."""
-        found = [f"{printable(image.input, 60)}: {note}" for image in self.images for note in host_notes(image)]
+        found = [
+            f"{printable(image.input, 60)}: {note}" for image in self.images for note in (*host_notes(image), *_errors(image))
+        ]
         takes = ", ".join(f"{printable(image.input, 60)}: {in_words(image, resized=True)}" for image in self.images)
         return [f"the compiled model takes pixels in place of numbers ({takes})", *found, NEVER_RUN]
 
     def to_json(self) -> dict[str, Any]:
         """For port.json."""
         return to_json(self.images)
+
+
+def _errors(image: ImageInput) -> list[str]:
+    """How far AIPP's numbers may lie off, in the model's own."""
+    doubt = max(colour_doubt(image))
+    open_level = [f"such a level is up to {doubt:.1e} in the model's numbers"] if doubt else []
+    return [*open_level, f"its documented fp16 leads the numbers up to {max(half_error(image)):.1e} away from exact ones"]
 
 
 def in_words(image: ImageInput, resized: bool = False) -> str:

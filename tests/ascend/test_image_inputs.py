@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import porting
-from porting.ascend.aipp import AippOp, emulated_input, rounding_limit
-from porting.ascend.aipp_text import aipp_text
-from porting.ascend.aipp_validation import aipp_checks, randomly_rounded
+from porting.ascend.aipp import AippOp, aipp_op, emulated_input, rounding_limit
+from porting.ascend.aipp_text import aipp_text, parse_aipp
+from porting.ascend.aipp_validation import aipp_checks, made_by_aipp, randomly_rounded
 from porting.ascend.gears import Request, gears_for
 from porting.ascend.image_cases import Case, cases_from_files, complete_cases, generated_pixels, number_files, numbers_of
 from porting.ascend.image_inputs import KEY, ImageInputs, image_inputs, images_of_port, in_words
@@ -29,6 +29,7 @@ from porting.npz import read_npz
 from porting.port_folder import Port, open_port
 from porting.types import TensorSpec
 from porting.verdict import Check
+from tests.ascend.test_aipp import images as every_kind
 from tests.graph_models import constant, model, node, weight
 
 P310 = find_soc("Ascend310P3")
@@ -85,6 +86,9 @@ def test_a_description_gives_the_compilers_file_and_the_notes() -> None:
     assert op.rank == 0 and op.channels == 3 and op.mean_chn == (123, 116, 103)
     notes = " ".join(images.notes())
     assert "x: uint8 [N, 32, 32, 3] RGB" in notes and "never ran on a device" in notes and "resize" not in notes
+    assert "fp16 leads the numbers up to 1.6e-03 away from exact ones" in notes and "such a level" not in notes
+    nv12 = bound(described(source={**SOURCE, "format": "NV12"}, colour={"to": "RGB", "standard": "jpeg"}))
+    assert "a level of 256 up or down; x: such a level is up to 1.8e-02" in "; ".join(nv12.notes())
     resized = bound(
         described(source={**SOURCE, "width": None, "height": None}, resize={"width": 30, "height": 28, "filter": "linear"})
     )
@@ -242,6 +246,19 @@ def test_aipps_numbers_lie_within_the_analysis(mean: list[float], factor: list[f
     pixels = np.random.default_rng(seed).integers(0, 256, (1, 32, 32, 3), np.uint8)
     wanted = model_input(image, pixels)
     assert (np.abs(emulated_input(image, pixels).astype(np.float64) - wanted) <= rounding_limit(image, wanted)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(every_kind(), st.sampled_from(("down", "nearest")), st.integers(0, 99))
+def test_every_kind_of_image_lies_within_the_analysis(image: ImageInput, rounding: str, seed: int) -> None:
+    """Every source and conversion, from the compiler's file and from the description: no more apart than the roundings."""
+    pixels = generated_pixels(image, (2, image.channels, 1, 1), seed)
+    wanted = model_input(image, pixels, rounding)
+    (op,) = parse_aipp(aipp_text([aipp_op(image)]), [image.channels])
+    got = made_by_aipp(op, image, pixels, rounding).astype(np.float64)
+    assert (np.abs(got - wanted) <= rounding_limit(image, wanted)).all()
+    exact = randomly_rounded(image, pixels, np.random.default_rng(seed), 0)
+    assert np.abs(exact - model_input(image, pixels)).max() <= 2.0**-23 * np.abs(exact).max()  # float32's own rounding
 
 
 def test_the_analysis_is_sharp_enough_to_see_half_a_level() -> None:
