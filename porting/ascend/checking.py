@@ -14,6 +14,7 @@ from typing import Any
 
 from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.image_inputs import images_check
+from porting.ascend.pass_comparison import PassComparison
 from porting.ascend.precision import Mode, cube_takes_fp32, mode_for
 from porting.ascend.preprocessing import read_preprocessing
 from porting.ascend.rules import Finding, judge
@@ -29,6 +30,8 @@ from porting.types import Graph
 from porting.verdict import Check, Verdict, printable
 
 BLOCKING = ("refuses", "wrong")
+HALVES = {"float16": "fp16", "bfloat16": "bf16"}
+SOURCE = "source"  # the precision that a graph has by itself
 PORTABLE, REWRITTEN, BLOCKED = "portable", "portable after rewrites", "blocked"
 EVERY_VERSION = "no --cann: judged against sources of CANN 9.2 in development and documents of 8.0 to 9.1; a release may differ"
 NAMED = 5  # nodes that a check names
@@ -81,24 +84,42 @@ class Judged:
         }
 
 
-def judged(graph: Graph, soc: Soc, cann: str | None = None, precision: str = "fp32") -> Judged:
-    """Judge a canonical graph, lower it, and judge what came out. No weight is read that no pass changes."""
+def judged(graph: Graph, soc: Soc, cann: str | None = None, precision: str = "fp32", *, compared: bool = False) -> Judged:
+    """Judge a canonical graph, lower it, and judge what came out. No weight is read that no pass changes.
+
+    compared: whether what each pass changes is run before and after it, see pass_comparison.py; UnsupportedModel where a result is another
+    """
     from porting.converters.passes.ascend.tables import lower_for_ascend
 
-    before = judge(facts_of(graph), soc, cann, precision=precision)
-    lowered, applied = lower_for_ascend(graph)
+    plain = facts_of(graph)
+    precision = stored_precision(plain) if precision == SOURCE else precision
+    before = judge(plain, soc, cann, precision=precision)
+    lowered, applied = lower_for_ascend(graph, PassComparison() if compared else None)
     facts = facts_of(lowered)
     after = judge(facts, soc, cann, precision=precision)
     left = {(f.rule.id, f.node) for f in after}
     mended = [f for f in before if f.rule.effect in BLOCKING and (f.rule.id, f.node) not in left]
     blocking = [f for f in after if f.rule.effect in BLOCKING]
     noted = [f for f in after if f.rule.effect not in BLOCKING]
-    return Judged(soc, cann, precision, mode_for(soc, precision), lowered, facts, applied, mended, blocking, noted)
+    mode = mode_for(soc, precision, stored=stored_precision(facts))
+    return Judged(soc, cann, precision, mode, lowered, facts, applied, mended, blocking, noted)
 
 
 def default_precision(soc: Soc) -> str:
     """fp32 keeps what the graph says; fp16 where the matrix unit takes nothing else."""
     return "fp16" if cube_takes_fp32(soc) is False else "fp32"
+
+
+def stored_precision(facts: GraphFacts) -> str:
+    """What a graph computes in by itself: "fp16" or "bf16" where no node gives another float, Casts apart; else "fp32"."""
+    floats = {
+        out.dtype
+        for node in facts.nodes
+        if node.op not in ("Cast", "Constant")
+        for out in node.outputs
+        if out.dtype in HALVES or out.dtype in ("float32", "float64")
+    }
+    return HALVES[floats.pop()] if len(floats) == 1 and floats <= HALVES.keys() else "fp32"
 
 
 def check(

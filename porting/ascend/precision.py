@@ -1,10 +1,13 @@
 """What precision mode a port asks of ATC. Never ATC's silent default, which makes fp16 of fp32 and bf16 on every SoC.
 
-    family            fp32      fp16      bf16      w8a8
-    A2, A3            origin    origin    origin    fp16
-    950               origin    origin    origin    fp16      what its matrix unit takes in fp32 is unknown
-    310P, 910A, 310   blocked   fp16      blocked   fp16      the matrix unit takes fp16 only
-    310B, other       origin    fp16      origin    fp16      fp32 and bf16 unknown
+    family            fp32      fp16      bf16              w8a8
+    A2, A3            origin    fp16      mixed_bfloat16    fp16
+    950               origin    fp16      mixed_bfloat16    fp16      what its matrix unit takes in fp32 is unknown
+    310P, 910A, 310   blocked   fp16      blocked           fp16      the matrix unit takes fp16 only
+    310B, other       origin    fp16      mixed_bfloat16    fp16      fp32 and bf16 unknown
+
+This is of graphs in float32, which is what ports are. A graph that is in fp16 or bf16 itself keeps that with origin where all dtypes compute.
+There is no mode that makes bf16 of all floats: what mixed_bfloat16 lowers, the vendor's lists say.
 
 Sources: ATC's pages on --precision_mode_v2, --keep_dtype, --modify_mixlist, --customize_dtypes and --op_precision_mode (hicann/ge, docs of the
 9.2 development state), the SoC files of the runtime. Nothing here was measured on hardware.
@@ -87,10 +90,11 @@ class Mode:
         return self.value == ORIGIN
 
 
-def mode_for(soc: Soc, precision: str, mixed: bool = False) -> Mode:
+def mode_for(soc: Soc, precision: str, mixed: bool = False, stored: str = "fp32") -> Mode:
     """The mode for a port in a precision.
 
-    mixed:  leave it to the vendor's lists which operators are lowered, for a graph in fp32 that is compiled to fp16 or bf16
+    mixed:  leave it to the vendor's lists which operators are lowered, for a graph in fp32 that is compiled to fp16
+    stored: what the graph computes in by itself: "fp32", "fp16" or "bf16"
     raises: UsageError for a precision that is none, and for lists where no operator is lowered
     """
     if precision not in PRECISIONS:
@@ -100,9 +104,9 @@ def mode_for(soc: Soc, precision: str, mixed: bool = False) -> Mode:
     if precision == "fp32":
         return _fp32(soc)
     if precision == "bf16":
-        return _bf16(soc)
+        return _bf16(soc) if stored == "bf16" else _mixed(soc, "bf16")
     if precision == "fp16":
-        return _fp16(soc)
+        return _fp16(soc, stored)
     if precision == "w8a8":
         note = "layers that are not quantised compute in fp16: what is quantised may not be combined with `origin` or another high precision"
         return _mode(FP16, (note,), "documented")
@@ -166,15 +170,15 @@ def _bf16(soc: Soc) -> Mode:
     return _mode(ORIGIN, (), "documented")
 
 
-def _fp16(soc: Soc) -> Mode:
-    """Where fp32 kernels are known or likely, the port's own dtypes rule; elsewhere fp16 is said, so that nobody has to know the default."""
-    if soc.family in (*_CUBE_FP32, "950"):
+def _fp16(soc: Soc, stored: str) -> Mode:
+    """Where all dtypes compute, a graph in fp16 keeps what it says; elsewhere fp16 is said, so that nobody has to know the default."""
+    if stored == "fp16" and soc.family in (*_CUBE_FP32, "950"):
         note = "a node that has to stay in fp32 stays so in the graph, between Casts: `origin` ignores --keep_dtype"
         return _mode(ORIGIN, (note,), "documented")
     says = "fp16 is ATC's default too; it is written out, so that what was asked for can be seen"
-    if soc.family in _CUBE_FP16_ONLY:
+    if soc.family in (*_CUBE_FP16_ONLY, *_CUBE_FP32):
         return _mode(FP16, (says,), "documented")
-    return _mode(FP16, (says, _unknown(soc, "fp32")), "documented" if soc.family == "310B" else UNKNOWN)
+    return _mode(FP16, (says, _unknown(soc, "fp32")), "documented" if soc.family in ("310B", "950") else UNKNOWN)
 
 
 def _mixed(soc: Soc, precision: str) -> Mode:

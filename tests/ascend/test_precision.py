@@ -15,9 +15,16 @@ A2, A3, P310, B310, A910, S950 = "Ascend910B3", "Ascend910_9392", "Ascend310P3",
 @pytest.mark.parametrize("soc", [A2, A3])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_the_graph_rules_where_all_dtypes_compute(soc: str, precision: str) -> None:
-    mode = mode_for(find_soc(soc), precision)
+    mode = mode_for(find_soc(soc), precision, stored=precision)
     assert (mode.argument, mode.confidence, mode.blocker) == ("--precision_mode_v2=origin", "documented", "")
     assert "keep_dtype" not in mode.honours and "modify_mixlist" not in mode.honours and "customize_dtypes" in mode.honours
+
+
+@pytest.mark.parametrize("soc", [A2, A3, S950])
+def test_a_graph_in_float32_is_not_left_in_it_where_less_was_asked_for(soc: str) -> None:
+    fp16, bf16 = (mode_for(find_soc(soc), p) for p in ("fp16", "bf16"))
+    assert (fp16.argument, fp16.blocker) == ("--precision_mode_v2=fp16", "") and "keep_dtype" in fp16.honours
+    assert (bf16.argument, bf16.blocker) == ("--precision_mode_v2=mixed_bfloat16", "") and "modify_mixlist" in bf16.honours
 
 
 @pytest.mark.parametrize("soc", [P310, A910, "Ascend310", "Ascend910B"])
@@ -41,8 +48,8 @@ def test_what_is_unknown_says_so(soc: str, precision: str) -> None:
 
 
 def test_950_computes_in_the_graphs_dtypes_as_far_as_documents_say() -> None:
-    assert [mode_for(find_soc(S950), p).value for p in ("fp32", "fp16", "bf16")] == ["origin"] * 3
-    assert [mode_for(find_soc(S950), p).confidence for p in ("fp16", "bf16")] == ["documented"] * 2
+    assert [mode_for(find_soc(S950), p, stored=p).value for p in ("fp32", "fp16", "bf16")] == ["origin"] * 3
+    assert [mode_for(find_soc(S950), p, stored=p).confidence for p in ("fp16", "bf16")] == ["documented"] * 2
 
 
 def test_every_target_and_precision_is_explicit() -> None:
@@ -51,7 +58,7 @@ def test_every_target_and_precision_is_explicit() -> None:
             continue
         for precision in PRECISIONS:
             mode = mode_for(find_soc(target.name), precision)
-            assert mode.option == "precision_mode_v2" and mode.value in ("origin", "fp16")
+            assert mode.option == "precision_mode_v2" and mode.value in ("origin", "fp16", "mixed_bfloat16")
             assert mode.confidence in MODE_CONFIDENCES and mode.source and set(mode.honours) <= set(SIDE_FILES)
             assert bool(mode.blocker) == bool(mode.next), "what blocks says what to take instead"
             assert any("--precision_mode=" in note for note in mode.notes)

@@ -47,9 +47,9 @@ def facts(made) -> GraphFacts:
     return facts_of(infer_shapes(Graph(ir.serde.deserialize_model(made)))[0])
 
 
-def files_of(made, soc, precision: str = "fp16", mixed: bool = False) -> SideFiles:
+def files_of(made, soc, precision: str = "fp16", mixed: bool = False, stored: str = "fp32") -> SideFiles:
     found = forecast(program(made), feeds(), soc=soc)
-    return side_files(mode_for(soc, precision, mixed), soc, facts(made), precision, found)
+    return side_files(mode_for(soc, precision, mixed, stored), soc, facts(made), precision, found)
 
 
 # --- what is in them -----------------------------------------------------------------------------------------------
@@ -64,12 +64,15 @@ def test_the_fp16_mode_reads_keep_dtype() -> None:
 def test_what_is_in_the_file_passes_the_forecast_when_it_is_kept() -> None:
     names, _ = read_keep_dtype(files_of(models.mlp(), P310).files[0].text)
     assert forecast(program(models.mlp()), feeds(), names, soc=P310).passes
-    lines = read_customize_dtypes(files_of(models.mlp(), A2).files[0].text)
+    lines = read_customize_dtypes(files_of(models.mlp(), A2, stored="fp16").files[0].text)
     assert forecast(program(models.mlp()), feeds(), [line.key for line in lines], soc=A2).passes
 
 
 def test_origin_ignores_keep_dtype_and_reads_customize_dtypes() -> None:
-    made = files_of(models.mlp(), A2)
+    assert [f.option for f in files_of(models.mlp(), A2).files] == ["keep_dtype"], (
+        "a graph in float32 is compiled in the mode fp16"
+    )
+    made = files_of(models.mlp(), A2, stored="fp16")
     assert [f.option for f in made.files] == ["customize_dtypes"] and any("ignores --keep_dtype" in n for n in made.notes)
     assert made.files[0].text.splitlines()[0] == "scale::InputDtype:float32,float32,OutputDtype:float32"
 
@@ -81,7 +84,7 @@ def test_other_dtypes_stay_in_customize_dtypes() -> None:
         node("Where", ["c", "a", "x"], ["b"], name="choose"),
         node("Div", ["b", "k"], ["y"], name="back"),
     ]
-    made = files_of(model(nodes, [tensor("k", 6e4), tensor("zero", 0)], outputs=[value("y", ["n", WIDTH])]), A2)
+    made = files_of(model(nodes, [tensor("k", 6e4), tensor("zero", 0)], outputs=[value("y", ["n", WIDTH])]), A2, stored="fp16")
     assert "choose::InputDtype:bool,float32,float32,OutputDtype:float32" in made.files[0].text.splitlines()
 
 
@@ -96,7 +99,7 @@ def test_only_mixed_modes_read_a_mixlist() -> None:
 def test_what_cannot_be_kept_is_left_out_with_its_reason() -> None:
     made = files_of(models.large_product(), P310)
     assert made.files[0].nodes == ("back",) and "takes fp16 only" in made.left_out["product"]
-    on_a2 = files_of(models.large_product(), A2)
+    on_a2 = files_of(models.large_product(), A2, stored="fp16")
     assert on_a2.files[0].nodes == ("back",) and "in the graph itself" in on_a2.left_out["product"]
 
 

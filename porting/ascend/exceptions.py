@@ -1,0 +1,126 @@
+"""What of a port has to stay in fp32 when it is compiled to fp16 or bf16: forecast from real activations, written as files, and forecast again.
+
+    forecast -> nodes to keep -> files that the mode reads -> forecast with the nodes that the files name, and no others, kept
+
+The second forecast is of what the files say: a node that no file can name (inside an If, of a name that the file cannot spell, a matrix product
+where the matrix unit takes fp16 only) is rounded in it like all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from porting.ascend.checking import Judged
+from porting.ascend.half_formats import FORMATS
+from porting.ascend.overflow import NOT_MODELLED, Forecast, forecast
+from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE
+from porting.ascend.side_files import SideFiles, side_files
+from porting.gear_runs import TOKENS
+from porting.state import state_buffers
+from porting.types import Graph, Program
+from porting.verdict import Check, printable
+
+ROUNDS = 4  # what a kept node feeds may overflow next; a chain of more was not seen
+NAMED = 5  # nodes that a check names
+
+
+@dataclass(frozen=True, eq=False)
+class Exceptions:
+    """
+    first: the forecast without any exception
+    again: the forecast with the nodes that `files` keep; `first` itself where there are none
+    """
+
+    first: Forecast
+    again: Forecast
+    files: SideFiles
+
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """Name -> bytes of the files, for the hand-off."""
+        return {file.name: file.text.encode() for file in self.files.files}
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Option -> file, for the command."""
+        return {file.option: file.name for file in self.files.files}
+
+    def checks(self) -> list[Check]:
+        """Whether the format holds the numbers, with the exceptions."""
+        wrong = [output for output in self.again.outputs if not output.holds]
+        beyond = self.again.overflows
+        kept = f"{len(self.again.kept)} nodes kept in fp32" if self.again.kept else "nothing kept in fp32"
+        where = ", ".join(printable(n.name, 60) for n in beyond[:NAMED]) + (
+            f" and {len(beyond) - NAMED} more" if beyond[NAMED:] else ""
+        )
+        why = "; ".join(f"{printable(n.name, 60)}: {self._why(n.name)}" for n in beyond[:NAMED])
+        found = [
+            Check.equal(
+                f"forecast of {self.again.precision}: nodes that overflow", len(beyond), 0, where or kept, why or NOT_MODELLED
+            )
+        ]
+        worst = max(self.again.outputs, key=lambda o: (not o.holds, o.error / o.bound if o.bound else o.error), default=None)
+        if worst is not None:
+            why = (
+                f"{len(wrong)} outputs lose more to the range of {self.again.precision} than to its significand"
+                if wrong
+                else NOT_MODELLED
+            )
+            name = f"forecast of {self.again.precision}: relative error of {worst.name}"
+            found.append(Check.at_most(name, worst.error, worst.bound, kept, why))
+        return found
+
+    def _why(self, name: str) -> str:
+        return self.again.cannot_be_kept.get(name) or self.files.left_out.get(name) or "it overflows although others are kept"
+
+    def details(self) -> dict[str, Any]:
+        """For the report: JSON types only."""
+        return {
+            "first": self.first.content(),
+            "with_exceptions": self.again.content() if self.again is not self.first else None,
+            "files": {file.name: file.text for file in self.files.files},
+            "left_out": dict(self.files.left_out),
+            "notes": list(self.files.notes),
+        }
+
+
+def exceptions_for(judged: Judged, source: Graph | Program, cases: Sequence[Mapping[str, np.ndarray]]) -> Exceptions | None:
+    """Forecast, and what follows; None where nodes compute in what the graph says, and no number changes.
+
+    source: the lowered graph, or a port of it
+    cases:  each an array for every input, state included
+    raises: as `forecast`
+    """
+    if judged.mode.keeps_graph or judged.precision not in FORMATS:
+        return None
+    soc, precision = judged.soc, judged.precision
+    first = again = forecast(source, cases, soc=soc, precision=precision)
+    files = side_files(judged.mode, soc, judged.facts, precision, first)
+    for _ in range(ROUNDS):
+        named = kept_by(files)
+        if set(named) == set(again.kept):
+            break
+        again = forecast(source, cases, named, soc=soc, precision=precision)
+        files = side_files(judged.mode, soc, judged.facts, precision, again)
+    return Exceptions(first, again, files)
+
+
+def kept_by(files: SideFiles) -> tuple[str, ...]:
+    """Nodes that the files keep in fp32, by name."""
+    return tuple(dict.fromkeys(n for f in files.files if f.option in (KEEP_DTYPE, CUSTOMIZE_DTYPES) for n in f.nodes))
+
+
+def token_feeds(program: Program, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Feeds for a whole prompt from an empty state, every input included: (batch, sequence) int64 ids of a language model's graph."""
+    pairs = state_buffers(program, ids.shape[1], len(ids))
+    feeds: dict[str, np.ndarray] = {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in pairs.items()}
+    if program.state.length is not None:
+        feeds[program.state.length] = np.zeros(len(ids), np.int64)
+    specs = {spec.name: spec for spec in program.inputs}
+    for name, number in program.defaults.items():
+        feeds[name] = np.full([d if isinstance(d, int) else 1 for d in specs[name].shape], number, specs[name].dtype)
+    return {**feeds, TOKENS: ids}
