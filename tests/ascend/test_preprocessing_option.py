@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 import porting
 from porting.ascend.handoff import handoffs_of
+from porting.ascend.image_cases import generated_pixels
 from porting.ascend.image_inputs import CONFIG, KEY
 from porting.ascend.preprocessing import SCHEMA, from_json
 from porting.commands import check, convert, port, validate
@@ -292,3 +293,18 @@ def test_checks_made_elsewhere_count_for_every_kind_of_port(kind: str, tmp_path:
     with judgement_for(made, tmp_path / "model", "cpu", (), {}) as judgement:
         verdict = judgement.judge(made, "cpu", more=[Check("made elsewhere", "fail", 1, 0, "there")])
     assert verdict.exit_code == 1 and verdict.reason.startswith("made elsewhere")
+
+
+def test_w8a8_is_calibrated_on_images(network: Path, tmp_path: Path) -> None:
+    """The integer graph too is held to what AIPP makes of images, with the description's numbers in its calibration."""
+    given = from_json(json.loads(described(tmp_path).read_bytes()))[0]
+    files = [tmp_path / f"c{seed}.npz" for seed in range(6)]
+    for seed, path in enumerate(files):
+        np.savez(path, x=generated_pixels(given, (1, 3, SIDE, SIDE), seed))
+    options: dict[str, Any] = {"gears": "n=1", "preprocessing": tmp_path / "pre.json", "calibration": files}
+    verdict = porting.port(network, tmp_path / "m.port", P310, "w8a8", **options, inputs=files[:1])
+    assert set(behind(verdict).values()) == {"pass"} and len(behind(verdict)) == 4
+    floats = tmp_path / "f.npz"
+    np.savez(floats, x=np.zeros((1, 3, SIDE, SIDE), np.float32))
+    with pytest.raises(InputError, match="expected uint8"):
+        porting.port(network, tmp_path / "n.port", P310, "w8a8", **{**options, "calibration": [floats]})
