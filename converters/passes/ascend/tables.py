@@ -6,7 +6,8 @@ standard above 18 but Constant, no com.microsoft, no functions and no Loop; and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from porting.ascend.rules import rules
 from porting.types import Graph
@@ -71,7 +72,16 @@ from .transpose_perm import transpose_perm
 from .unroll_loop import unroll_loop
 from .where_int64 import where_int64
 
-Compare = Callable[[str, Graph, Graph], None]
+
+class Compare(Protocol):
+    """Holds a graph after a pass against what it was before."""
+
+    def begin(self, graph: Graph) -> None:
+        """What the passes start from; the graph is changed in place after that."""
+
+    def __call__(self, name: str, graph: Graph) -> Mapping[str, object]:
+        """After a pass that changed something: what is to be recorded of it. raises: UnsupportedModel where a result is another"""
+
 
 # Operators that are not registered, of a graph at the opset that it came in.
 EXPAND: Sequence[tuple[str, ModelPass]] = (
@@ -144,21 +154,23 @@ PASSES: Sequence[tuple[str, ModelPass]] = (*EXPAND, *REWRITE, *FINISH)
 def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Graph, list[dict[str, object]]]:
     """Run the passes, and work types and shapes out anew after each that changed something.
 
-    compare: called as compare(name, before, after) when a pass changed something; raises UnsupportedModel where the outputs differ
-    returns: the lowered graph, and [{"name", "changes", "rules"}] as port.json lists them: rules are the ids of those that a pass mends
+    compare: told of every pass that changed something; see porting/ascend/pass_comparison.py
+    returns: the lowered graph, and [{"name", "changes", "rules"}] with what `compare` records, as port.json lists them: rules are the ids of
+             those that a pass mends
     raises:  what `compare` raises
     """
     applied: list[dict[str, object]] = []
-    before, graph = graph, copied(graph)
+    graph = copied(graph)
     infer_shapes.change(graph.model)  # what builders make has no shapes yet
+    if compare is not None:
+        compare.begin(graph)
     for name, run in PASSES:
         changes = run.change(graph.model)
+        found: Mapping[str, object] = {}
         if changes:
             infer_shapes.change(graph.model)
-            if compare is not None:
-                compare(name, before, graph)
-                before = copied(graph)
-        applied.append({"name": name, "changes": changes, "rules": _mended_by(name)})
+            found = compare(name, graph) if compare is not None else {}
+        applied.append({"name": name, "changes": changes, "rules": _mended_by(name), **found})
     return graph, applied
 
 
