@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from porting.ascend.graph_at_hand import at_hand
+from porting.ascend.vendor_integers import computed, vendor_layers
 from porting.ascend.w8a8 import Quantised, quantised
 from porting.errors import InputError, UnsupportedModel, UsageError
 from porting.types import Graph
@@ -43,6 +45,13 @@ def require_same(made: Quantised, graph: Graph, cases: Sequence[Feeds], names: S
     assert all(a.tobytes() == b.tobytes() for a, b in zip(optimised, run(whole(made.reference), cases[0]), strict=True))
 
 
+def require_formulas(made: Quantised, case: Feeds) -> None:
+    """What the port's own check works out for its one layer is what the evaluator of these tests does."""
+    with at_hand(made.deploy) as deploy:
+        (layer,) = vendor_layers(deploy.model)
+        assert computed(layer, deploy, case["x"]).tobytes() == run_deploy(made.deploy, case)[layer.output].tobytes()
+
+
 @FEW
 @given(st.data())
 def test_convolutions(data: st.DataObject) -> None:
@@ -69,6 +78,7 @@ def test_convolutions(data: st.DataObject) -> None:
     cases = feeds(shape, shift=data.draw(st.sampled_from([0.0, 2.0, -3.0])))
     made = quantised(graph, cases)
     require_same(made, graph, cases, ["y"], 20)
+    require_formulas(made, cases[0])
     (row,) = made.report
     assert row["quantised"] and row["weight_scales"] == outputs
     assert (row["offset"] == 0) == (rank == 3) or rank != 3  # 3-D convolutions are symmetric
@@ -98,6 +108,7 @@ def test_matrix_products(data: st.DataObject) -> None:
     cases = feeds(shape, shift=1.0)
     made = quantised(graph, cases, clip="min-max")
     require_same(made, graph, cases, ["y"], -np.inf)
+    require_formulas(made, cases[0])
     for case in cases:
         off = np.abs(run(whole(made.reference), case)[0] - run(whole(graph), case)[0])
         assert np.all(off <= largest_error(made, case["x"]))
@@ -170,11 +181,13 @@ def test_layers_that_stay_in_float_by_name() -> None:
         ("(float[3, 2] x) => (float y) { y = Gemm<transA = 1>(x, w) }", "transA"),
         ("(float[2, 3] x) => (float y) { y = Gemm(x, w, m) }", "differs between rows"),
         ("(float[3] x) => (float y) { y = MatMul(x, w) }", "one dimension"),
+        ("(float[3, 3] x) => (float y) { c = MatMul(w, w) y = Add(x, c) }", "both of its inputs are constants"),
+        ("(float[1, 1, 5, 5, 5] x) => (float y) { y = Conv<dilations = [2, 1, 1]>(x, k) }", "dilates its first axis"),
         ("(float[2, 3] x) => (float y) { v = Relu(w) y = MatMul(x, v) }", "its weight is no constant"),
     ],
 )
 def test_reasons_to_stay_in_float(text: str, reason: str) -> None:
-    used = {"w": weights(3, 3), "w3": weights(2, 3, 3), "m": weights(2, 3)}
+    used = {"w": weights(3, 3), "w3": weights(2, 3, 3), "m": weights(2, 3), "k": weights(1, 1, 2, 2, 2)}
     graph = read(text, 17, **{name: array for name, array in used.items() if name in text.replace("w3", "w3 ").split("{")[1]})
     shape = [int(n) for n in text[text.index("[") + 1 : text.index("]")].split(",")]
     with pytest.raises(UnsupportedModel, match=reason):
@@ -222,6 +235,20 @@ def test_what_is_read_twice_is_quantised_once_here() -> None:
     )
     made = quantised(graph, feeds([2, 3]))
     assert kinds(made.reference)["Round"] == 1 and kinds(made.deploy)["AscendQuant"] == 2
+
+
+def test_what_is_read_with_an_offset_and_without_is_quantised_twice() -> None:
+    """A 3-D convolution is symmetric, a matrix product of the same numbers is not."""
+    graph = read(
+        "(float[1, 2, 3, 4, 5] x) => (float y, float z) { y = Conv<kernel_shape = [2, 2, 2]>(x, w) z = MatMul(x, v) }",
+        17,
+        w=weights(3, 2, 2, 2, 2),
+        v=weights(5, 3),
+    )
+    cases = feeds([1, 2, 3, 4, 5], shift=3.0)
+    made = quantised(graph, cases)
+    require_same(made, graph, cases, ["y", "z"], 20)
+    assert kinds(made.reference)["Round"] == 2 and [row["offset"] == 0 for row in made.report] == [True, False]
 
 
 def test_large_weights_lie_beside_the_graph() -> None:
