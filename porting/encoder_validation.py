@@ -70,6 +70,10 @@ class EncoderJudgement:
         self.description = reference.description
         self._architecture, self._config = architecture, config
 
+    @property
+    def case_feeds(self) -> Mapping[str, Any]:
+        return self.cases.feeds
+
     def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """raises: InputError for another model than the reference's own"""
         if isinstance(self.reference, GoldenGraphReference):

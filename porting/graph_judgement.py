@@ -43,6 +43,10 @@ class GraphJudgement:
         self.description = reference.description
         self._config = config
 
+    @property
+    def case_feeds(self) -> Mapping[str, Any]:
+        return self.cases.feeds
+
     def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """raises: InputError for a model with other inputs or outputs"""
         if isinstance(self.reference, GoldenGraphReference):

@@ -39,6 +39,10 @@ class Judgement(Protocol):
 
     description: str
 
+    @property
+    def case_feeds(self) -> Mapping[str, Any]:
+        """Case -> input -> array; of a language model case -> token ids, (batch, sequence) int64."""
+
     def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """Refuse to judge another model than the reference's own. raises: InputError"""
 

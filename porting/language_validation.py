@@ -56,6 +56,10 @@ class LanguageJudgement:
         self.source = source
         self.description = reference.description
 
+    @property
+    def case_feeds(self) -> Mapping[str, Any]:
+        return self.reference.cases
+
     def require_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """raises: InputError for another model than the reference's own"""
         self.reference.require_model(architecture, config)

@@ -108,6 +108,14 @@ def port(
             canonical, destination, wanted, chosen, compilation=compilation, weights=weights, force=force, progress=progress
         )
         more = [*pixel_checks(made, described, pixels, device), *integers_of(compilation)]
+        forecast: dict[str, Any] = {}
+        if compilation is not None:
+            from porting.ascend.exceptions import with_exceptions
+
+            with progress("forecast of the precision", 1, unit="graphs") as advance:
+                compilation, checks, forecast = with_exceptions(compilation, made, judgement.case_feeds)
+                advance(1)
+            more += checks
         verdict = judgement.judge(made, device, command="port", progress=progress, more=more)
         handed = {} if compilation is None else {"handoff": handed_over(made, compilation, verdict)}
         details = {
@@ -117,6 +125,7 @@ def port(
             **missing_weights(made),
             **constant_inputs(made),
             **({"image_cases": list(pixels)} if pixels else {}),
+            **forecast,
             **handed,
             "total_seconds": round(time.perf_counter() - start, 3),
             "again": f"porting validate {made.path} --device {device}",

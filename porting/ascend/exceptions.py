@@ -9,17 +9,20 @@ where the matrix unit takes fp16 only) is rounded in it like all the others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from porting.ascend.checking import Judged
+from porting.ascend.compilation import Compilation
 from porting.ascend.half_formats import FORMATS
 from porting.ascend.overflow import NOT_MODELLED, Forecast, forecast
 from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE
 from porting.ascend.side_files import SideFiles, side_files
+from porting.errors import UnsupportedModel
 from porting.gear_runs import TOKENS
+from porting.port_folder import Port
 from porting.state import state_buffers
 from porting.types import Graph, Program
 from porting.verdict import Check, printable
@@ -109,6 +112,35 @@ def exceptions_for(judged: Judged, source: Graph | Program, cases: Sequence[Mapp
     return Exceptions(first, again, files)
 
 
+def with_exceptions(
+    compilation: Compilation, port: Port, cases: Mapping[str, Any]
+) -> tuple[Compilation, list[Check], dict[str, Any]]:
+    """A port's exceptions, made from what it is validated on: what is handed over, the checks, and the part of the report.
+
+    cases:  feeds, or of a language model token ids, by case
+    raises: InputError (NaN among the numbers), RuntimeFailed, OutOfResources
+    """
+    program = port.program()
+    feeds = [value if isinstance(value, Mapping) else token_feeds(program, value) for value in cases.values()]
+    try:
+        found = exceptions_for(compilation.judged, program, feeds)
+    except UnsupportedModel as error:
+        return compilation, [], {"forecast": f"none: {error.what}"}
+    if found is None:
+        return compilation, [], {}
+    notes = [*compilation.notes, *found.files.notes]
+    if found.files.left_out:
+        named = ", ".join(printable(name, 60) for name in list(found.files.left_out)[:NAMED])
+        notes.append(f"{len(found.files.left_out)} nodes should stay in fp32 and cannot: {named}")
+    handed = replace(
+        compilation,
+        side_files={**compilation.side_files, **found.contents},
+        side_options={**compilation.side_options, **found.options},
+        notes=notes,
+    )
+    return handed, found.checks(), {"forecast": found.details()}
+
+
 def kept_by(files: SideFiles) -> tuple[str, ...]:
     """Nodes that the files keep in fp32, by name."""
     return tuple(dict.fromkeys(n for f in files.files if f.option in (KEEP_DTYPE, CUSTOMIZE_DTYPES) for n in f.nodes))
@@ -116,6 +148,9 @@ def kept_by(files: SideFiles) -> tuple[str, ...]:
 
 def token_feeds(program: Program, ids: np.ndarray) -> dict[str, np.ndarray]:
     """Feeds for a whole prompt from an empty state, every input included: (batch, sequence) int64 ids of a language model's graph."""
+    rows = next(spec for spec in program.inputs if spec.name == TOKENS).shape[0]
+    if isinstance(rows, int):
+        ids = np.resize(ids, (rows, ids.shape[1]))  # rows are taken again, or left out
     pairs = state_buffers(program, ids.shape[1], len(ids))
     feeds: dict[str, np.ndarray] = {name: np.zeros(buffer.shape, buffer.dtype) for name, buffer in pairs.items()}
     if program.state.length is not None:
