@@ -130,7 +130,7 @@ def compilation_for(canonical: Canonical, target: Target, precision: str | None,
     release = find_cann(wishes.cann)
     gears, graph = _with_gears(canonical, soc, wishes, quantised=precision == W8A8)
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
-    result = judged(fixed.graph, soc, release, precision or default_precision(soc))
+    result = judged(fixed.graph, soc, release, precision or default_precision(soc), compared=True)
     if gears is not None:
         require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8)
     free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import porting
 from porting.ascend.checking import judged
 from porting.ascend.pass_comparison import PassComparison
 from porting.ascend.soc import find_soc
@@ -22,6 +23,7 @@ from porting.sources import open_source
 from porting.types import Graph
 from tests import tiny
 from tests.ascend.lowering_checks import in_branches, read
+from tests.graph_bits import whole
 
 GELU = read("(float[2, 3] x) => (float[2, 3] z) { y = Gelu(x) z = Relu(y) }", 20)
 NORM = read("(float[N, 8] x) => (float[N, 8] y) { y = RMSNormalization<epsilon = 0.001>(x, g) }", 23, g=np.ones(8, np.float32))
@@ -212,3 +214,17 @@ def test_a_language_model_is_compared_in_all_its_pieces(tmp_path: Path) -> None:
     assert len(changed) > 8 and not any(entry.get("not_compared_alone") for entry in changed)
     assert found["attention"]["compared"] == 1 and found["attention"]["alike"] == 1
     assert all(entry["worst_error"] < 1e-5 for entry in changed)
+
+
+def test_a_port_says_what_was_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(whole(GELU))
+    port = porting.convert(tmp_path / "m.onnx", tmp_path / "m.port", target="Ascend910B3")
+    (entry,) = [one for one in port.manifest["passes"] if one["name"] == "gelu"]
+    assert entry["compared"] == 1 and entry["rules"] == ["missing-gelu"]
+    broken(monkeypatch, "gelu", other_operator("Erf", "Tanh"))
+    with pytest.raises(UnsupportedModel, match="the pass gelu"):
+        porting.convert(tmp_path / "m.onnx", tmp_path / "other.port", target="Ascend910B3")
+    assert not (tmp_path / "other.port").exists()
+    assert porting.check(tmp_path / "m.onnx", "Ascend910B3").details["portability"] != "blocked", (
+        "check compares nothing, and is quick"
+    )
