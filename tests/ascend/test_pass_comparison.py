@@ -228,3 +228,77 @@ def test_a_port_says_what_was_compared(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert porting.check(tmp_path / "m.onnx", "Ascend910B3").details["portability"] != "blocked", (
         "check compares nothing, and is quick"
     )
+
+
+# --- how pieces are found and fed: a graph before and one after, without a pass between ---------------------------
+
+
+def compared(before: Graph, after: Graph) -> dict[str, Any]:
+    compare = PassComparison()
+    compare.begin(before)
+    return dict(compare("a pass", after))
+
+
+def test_weights_of_another_form_are_the_models_own() -> None:
+    """A large weight that only one side reads cannot be drawn: the other side's was made of it."""
+    w = np.random.default_rng(0).standard_normal((200, 100)).astype(np.float32)
+    text = "(float[2, {}] x) => (float y) {{ y = Gemm<transB = {}>(x, {}) }}"
+    before = read(text.format(200, 0, "w"), 18, w=w)
+    assert compared(before, read(text.format(200, 1, "t"), 18, t=np.ascontiguousarray(w.T)))["compared"] == 1
+    with pytest.raises(UnsupportedModel, match="y is off"):
+        compared(before, read(text.format(200, 1, "t"), 18, t=np.ascontiguousarray(w.T) + np.float32(0.01)))
+    both = "(float[2, 200] x) => (float y) { a = Gemm<transB = 1>(x, t) b = Gemm(x, w) y = Mean(a, b) }"
+    assert compared(before, read(both, 18, w=w, t=np.ascontiguousarray(w.T)))["compared"] == 1
+
+
+def test_a_constant_that_is_written_anew_is_a_change() -> None:
+    """No node changes, and one computes something else. Of the other one the constant is the same, in another tensor."""
+    text = "(float[2, 3] x) => (float y, float z) { y = Add(x, a) z = Mul(x, b) }"
+    before, same = (read(text, 18, a=np.float32(1), b=np.float32(2)) for _ in range(2))
+    assert compared(before, same)["compared"] == 0
+    with pytest.raises(UnsupportedModel, match="z is off"):
+        compared(before, read(text, 18, a=np.float32(1), b=np.float32(3)))
+
+
+def test_weights_that_differ_in_numbers_alone_are_alike() -> None:
+    text = "(float[2, 32] x) => (float z) {{ y = {0}(x, a) z = {0}(y, b) }}"
+    weights = {name: np.random.default_rng(i).standard_normal(32).astype(np.float32) for i, name in enumerate("ab")}
+    graphs = (read(text.format(op), 18, **weights) for op in ("Add", "Sum"))
+    assert {k: v for k, v in compared(*graphs).items() if k in ("compared", "alike")} == {"compared": 1, "alike": 1}
+
+
+def test_an_operator_that_another_opset_defines_otherwise_is_a_change() -> None:
+    """Softmax before opset 13 flattens what is behind its axis."""
+    text = "(float[2, 3, 4] x) => (float y) { y = Softmax<axis = 1>(x) }"
+    assert compared(read(text, 13), read(text, 18))["compared"] == 0, "as at 13"
+    with pytest.raises(UnsupportedModel, match="y is off"):
+        compared(read(text, 11), read(text, 13))
+
+
+def test_what_comes_from_around_a_body_now_is_told() -> None:
+    inside = "(float[2] x, bool c) => (float[2] y) { y = If(c) <then_branch = t () => (float[2] a) { s = Relu(x) a = Abs(s) }, else_branch = e () => (float[2] b) { b = Neg(x) }> }"
+    outside = "(float[2] x, bool c) => (float[2] y) { s = Relu(x) y = If(c) <then_branch = t () => (float[2] a) { a = Abs(s) }, else_branch = e () => (float[2] b) { b = Neg(x) }> }"
+    found = compared(read(inside, 18), read(outside, 18))
+    assert found["not_compared_alone"] == 1 and "s comes from another part" in found["why"][0]
+
+
+INDICES = {
+    "int64": "i = Identity(x)",
+    "float": "i = Cast<to = 7>(x)",
+    "float of two ways": "s = Mul(x, x) a = Cast<to = 7>(x) b = Cast<to = 7>(s) i = Sub(a, b)",
+}
+
+
+@pytest.mark.parametrize("how", INDICES)
+def test_indices_fit_what_they_look_up(how: str) -> None:
+    """Of three rows: what is drawn first is too large, indices may come as floats, and two of them of one number."""
+    kind, cast = how.split()[0], INDICES[how]
+    text = f"({kind}[2, 3] x) => (float y) {{{{ {cast} y = {{}} }}}}"
+    table = {"w": np.arange(12, dtype=np.float32).reshape(3, 4)}
+    before = read(text.format("Gather(w, i)"), 18, **table)
+    graphs = [read(text.format(f"Gather<axis = {axis}>(w, i)"), 18, **table) for axis in (0, 1)]
+    for graph in graphs:
+        graph.model.graph[-1].attributes["axis"] = ir.AttrInt64("axis", graph.model.graph[-1].attributes["axis"].as_int())
+    assert compared(before, graphs[0])["compared"] == 1
+    with pytest.raises(UnsupportedModel, match="y is off"):
+        compared(before, graphs[1])
