@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
+from porting.ascend.overflow import forecast
+from porting.ascend.soc import find_soc
 from porting.converters.passes.ascend.attention import LOWEST_FP16, attention
 from porting.converters.passes.infer_shapes import infer_shapes
 from porting.types import Graph
-from tests.ascend.lowering_checks import FLOAT32, kinds, read, require_lowered
+from tests.ascend.lowering_checks import FLOAT32, kinds, read, require_close, require_lowered
 from tests.graph_bits import run, whole
 
 # Scores of size 3 and sums of up to 16 products, softmax of up to 13 numbers: two orders of summing differ by some units in the last place.
@@ -128,6 +132,37 @@ def test_no_infinity_and_no_number_beyond_fp16_in_a_graph_of_fp16() -> None:
     constants = [v.const_value.numpy() for v in lowered.model.graph.initializers.values() if v.const_value is not None]
     assert LOWEST_FP16 in [float(c) for c in constants if c.size == 1 and c.dtype == np.float16]
     assert all(np.isfinite(c.astype(np.float64)).all() for c in constants)
+
+
+F32_LOWEST = float(np.finfo(np.float32).min)
+
+
+@pytest.mark.parametrize("low", [-np.inf, F32_LOWEST, -65504.0, -1e4, -1.0, 0.0, 1e4])
+def test_what_a_mask_of_floats_may_hold(low: float) -> None:
+    """Some of a row masked, one of it left, and all of it: only minus infinity hides a whole row."""
+    mask = np.zeros((3, 5), np.float32)
+    mask[0, 2:], mask[1, 1:], mask[2] = low, low, low
+    feeds = {**FEEDS, "m": mask}
+    graph = read(f"({PLAIN}, float[3, 5] m) => (float[1, 2, 3, 4] y) {{ y = Attention(q, k, v, m) }}", 24)
+    lowered, _ = attention(graph)
+    infer_shapes.change(lowered.model)
+    found = run(whole(lowered), feeds)
+    require_close(found, ReferenceEvaluator(onnx.load_from_string(whole(graph))).run(None, feeds), BOUND)
+    if low != F32_LOWEST:  # of which onnxruntime 1.31's Attention takes a whole row for hidden
+        require_close(found, run(whole(graph), feeds), BOUND)
+    assert bool((found[0][:, :, 2] == 0).all()) == (low == -np.inf)
+
+
+@pytest.mark.parametrize("low", [-np.inf, -1e4])
+@pytest.mark.parametrize("soc", ["Ascend310P3", "Ascend910B3"])
+def test_the_forecast_of_fp16_finds_nothing_in_how_a_mask_is_read(soc: str, low: float) -> None:
+    graph = read(f"({PLAIN}, float[3, 5] m) => (float[1, 2, 3, 4] y) {{ y = Attention(q, k, v, m) }}", 24)
+    lowered, _ = attention(graph)
+    infer_shapes.change(lowered.model)
+    found = forecast(lowered, {**FEEDS, "m": np.triu(np.full((3, 5), low, np.float32), 2)}, soc=find_soc(soc))
+    assert found.passes and not found.to_keep and not found.overflows
+    largest = [float(np.abs(v.const_value.numpy()).max()) for v in lowered.model.graph.initializers.values() if v.const_value]
+    assert sorted(largest)[-2] < 65504, "all but what is written where nothing is seen, which only Softmax reads"
 
 
 def _left(text: str, opset: int = 24) -> Graph:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -166,7 +165,11 @@ def _mask(make: Maker, queries: ir.Value, keys: ir.Value, heads: Heads) -> _Mask
 
 
 def _given_mask(make: Maker, keys: ir.Value) -> _Mask:
-    """The mask input. One of floats may hold minus infinity, which is the same as not seen."""
+    """The mask input. One of floats may hold minus infinity, which is the same as not seen: the one number below -1 that is its own half.
+
+    Every other number is finite, float32's lowest too, and a row of it is a row in which all is seen alike. A threshold between the two would
+    lie beyond fp16, whose modes clip it to a number that masks hold.
+    """
     mask = make.optional(3)
     if mask is None:
         return _Mask()
@@ -178,8 +181,9 @@ def _given_mask(make: Maker, keys: ir.Value) -> _Mask:
     kind = float_type(mask)
     if _is_finite(mask):
         return _Mask(added=mask)
-    lowest = make.constant(np.asarray(ml_dtypes.finfo(kind.numpy()).min, kind.numpy()))
-    return _Mask(make("GreaterOrEqual", mask, lowest), mask, True)
+    below = make("Min", mask, make.scalar(-1.0, kind))
+    minus_infinity = make("Equal", make("Mul", below, make.scalar(0.5, kind)), below)
+    return _Mask(make("Not", minus_infinity), mask, True)
 
 
 def _is_finite(mask: ir.Value) -> bool:
