@@ -21,7 +21,7 @@ _PUBLIC = {
     "port": "porting.pipeline",
     "convert": "porting.conversion",
     "plan": "porting.forecast",
-    "check": "porting.ascend.checking",
+    "check": "porting.ascend.portability",
     "inspect": "porting.inspection",
     "validate": "porting.validation",
     "record": "porting.recording",

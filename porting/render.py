@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
+from typing import Any
 
 from porting.verdict import Check, Verdict, printable
 
@@ -33,6 +34,10 @@ def verdict_text(verdict: Verdict) -> str:
         facts.append(
             f"in W8A8 these lose most by themselves (--keep-float NODE): {', '.join(printable(str(n), 100) for n in lost)}"
         )
+    facts += memory_lines(verdict.details.get("memory"))
+    forecast = verdict.details.get("forecast")
+    if isinstance(forecast, str):
+        facts.append(f"forecast of overflows: {printable(forecast, 200)}")
     handoff = verdict.details.get("handoff")
     if handoff:
         facts.append(f"for the compiler: {printable(str(handoff), 400)}")
@@ -41,6 +46,25 @@ def verdict_text(verdict: Verdict) -> str:
     if again:
         facts.append(f"again: {printable(str(again))}")
     return "\n".join([*parts, *facts])
+
+
+def memory_lines(memory: Mapping[str, Any] | None) -> list[str]:
+    """How much memory a card needs at least, and how many cards of each size that is."""
+    if memory is None:
+        return []
+    fullest = max((a["bytes"] for a in memory["activations"].values()), default=0)
+    parts = f"weights {_mib(memory['weights'])}, cache {_mib(memory['cache'])}, activations {_mib(fullest)}"
+    cards = [f"{b['bytes'] / 2**30:.3g} GiB: {b['cards_at_least']}" for b in memory["boards"]]
+    unsized = any(a["values_of_unknown_size"] for a in memory["activations"].values())
+    return [
+        f"memory: at least {_mib(memory['at_least'])} ({parts}); not in it: {', '.join(memory['unknown'])}"
+        + ("; and values whose size is left open: give the gears" if unsized else ""),
+        *([f"cards at least, by memory: {', '.join(cards)}"] if cards else []),
+    ]
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def number(value: Check | float | int | str | None) -> str:

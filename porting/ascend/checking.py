@@ -5,7 +5,6 @@ The graph is judged twice, as it comes and as the passes leave it. What only the
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from porting.ascend.graph_facts import GraphFacts, facts_of
-from porting.ascend.image_inputs import images_check
 from porting.ascend.pass_comparison import PassComparison
 from porting.ascend.precision import Mode, cube_takes_fp32, mode_for
-from porting.ascend.preprocessing import read_preprocessing
 from porting.ascend.rules import Finding, judge
-from porting.ascend.soc import Soc, find_cann, find_soc
+from porting.ascend.soc import Soc
 from porting.ascend.work import share_of
-from porting.conversion import Canonical, canonical_graph
+from porting.conversion import Canonical
 from porting.errors import UnsupportedModel, UsageError
-from porting.port_writer import specs_of
-from porting.progress import silent
-from porting.sources import opened
 from porting.targets import Target, find_target
 from porting.types import Graph
 from porting.verdict import Check, Verdict, printable
@@ -120,42 +114,6 @@ def stored_precision(facts: GraphFacts) -> str:
         if out.dtype in HALVES or out.dtype in ("float32", "float64")
     }
     return HALVES[floats.pop()] if len(floats) == 1 and floats <= HALVES.keys() else "fp32"
-
-
-def check(
-    source: Any,
-    target: str = "ascend",
-    precision: str | None = None,
-    *,
-    cann: str | None = None,
-    preprocessing: str | Path | None = None,
-    progress: Any = silent,
-    **options: Any,
-) -> Verdict:
-    """Will it port? Nothing is written, and no device is needed.
-
-    source, options: as `porting.convert` takes them
-    precision:       what it is to be compiled in; fp32, or fp16 where the SoC's matrix unit takes nothing else
-    cann:            the CANN release that it will be compiled with; every one that is known when left out
-    preprocessing:   a file that says how inputs are made from uint8 images: what AIPP cannot do of it is an error
-    returns:         a verdict of level "static": details["portability"] is "portable", "portable after rewrites" or "blocked" (exit 1)
-    raises:          UsageError (no Ascend target, unknown release, images that AIPP cannot make), and what reading the source raises
-    """
-    from porting.converters.passes.ascend.tables import HIGHEST_OPSET
-
-    start = time.perf_counter()
-    wanted = ascend_target(target)
-    soc, release = find_soc(wanted.name), find_cann(cann)
-    chosen = precision or default_precision(soc)
-    images = () if preprocessing is None else read_preprocessing(preprocessing)
-    with opened(source, **options) as found, progress("check", 2, unit="steps") as advance:
-        canonical = canonical_graph(found, HIGHEST_OPSET)
-        advance(1)
-        result = judged(canonical.graph, soc, release, chosen)
-        advance(1)
-        name = source_name(canonical)
-    more = images_check(images, specs_of(result.lowered.model), soc) if images else []
-    return verdict_of(result, "check", name, wanted, time.perf_counter() - start, more)
 
 
 def verdict_of(

@@ -115,7 +115,7 @@ class Compilation:
 
 
 def compilation_for(canonical: Canonical, target: Target, precision: str | None, wishes: Wishes) -> Compilation:
-    """Fix the sizes, lower and judge. No weight is read that no pass changes.
+    """Fix the sizes, lower and judge, each pass compared with what it changed; images and W8A8 as they were asked for.
 
     raises: UsageError (gears, CANN release, precision, images that AIPP cannot make), InputError (inputs that take no gears, or are no images),
             UnsupportedModel (a graph that takes none). Of W8A8 also as `in_w8a8`
@@ -126,28 +126,40 @@ def compilation_for(canonical: Canonical, target: Target, precision: str | None,
             where="--calibration" if wishes.calibration else "--keep-float",
             next="-p w8a8, or leave it out",
         )
+    made = judged_for(canonical, target, precision, wishes, compared=True)
+    if wishes.images:
+        made = replace(made, images=_with_images(made, wishes.images))
+    return in_w8a8(made, wishes) if precision == W8A8 and made.judged.portability != BLOCKED else made
+
+
+def judged_for(
+    canonical: Canonical, target: Target, precision: str | None, wishes: Wishes, *, compared: bool = False
+) -> Compilation:
+    """Fix the sizes, lower and judge. No weight is read that no pass changes.
+
+    compared: as `judged` takes it
+    raises:   as `compilation_for`
+    """
     soc = find_soc(target.name)
     release = find_cann(wishes.cann)
     gears, graph = _with_gears(canonical, soc, wishes, quantised=precision == W8A8)
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
-    result = judged(fixed.graph, soc, release, precision or default_precision(soc), compared=True)
-    if gears is not None:
+    result = judged(fixed.graph, soc, release, precision or default_precision(soc), compared=compared)
+    if gears is not None and result.portability != BLOCKED:
         require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8)
     free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]
-    images = _with_images(result.lowered, wishes.images, gears, soc, free) if wishes.images else None
-    made = Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu, images=images)
-    return in_w8a8(made, wishes) if precision == W8A8 and result.portability != BLOCKED else made
+    return Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu)
 
 
-def _with_images(graph: Graph, images: Sequence[ImageInput], gears: Gears | None, soc: Soc, free: Sequence[str]) -> ImageInputs:
+def _with_images(made: Compilation, images: Sequence[ImageInput]) -> ImageInputs:
     """What AIPP is told. raises: as `image_inputs`; UsageError where dimensions are free"""
-    if gears is None:
+    if made.gears is None:
         raise UsageError(
-            f"{printable(', '.join(free), 200)} left open, and AIPP is compiled for fixed shapes",
+            f"{printable(', '.join(made.free), 200)} left open, and AIPP is compiled for fixed shapes",
             where="--preprocessing",
             next="give --batch or --image-size",
         )
-    return image_inputs(images, specs_of(graph.model), gears, soc)
+    return image_inputs(images, specs_of(made.judged.lowered.model), made.gears, made.judged.soc)
 
 
 def _with_gears(canonical: Canonical, soc: Soc, wishes: Wishes, quantised: bool) -> tuple[Gears | None, Graph]:

@@ -20,7 +20,7 @@ from porting.ascend.half_formats import FORMATS
 from porting.ascend.overflow import NOT_MODELLED, Forecast, forecast
 from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE
 from porting.ascend.side_files import SideFiles, side_files
-from porting.errors import UnsupportedModel
+from porting.errors import InputError, UnsupportedModel
 from porting.gear_runs import TOKENS
 from porting.port_folder import Port
 from porting.state import state_buffers
@@ -29,6 +29,7 @@ from porting.verdict import Check, printable
 
 ROUNDS = 4  # what a kept node feeds may overflow next; a chain of more was not seen
 NAMED = 5  # nodes that a check names
+TEXTS = 2  # the longest of a language model: each costs several runs of the whole model with every activation looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +97,16 @@ def exceptions_for(judged: Judged, source: Graph | Program, cases: Sequence[Mapp
 
     source: the lowered graph, or a port of it
     cases:  each an array for every input, state included
-    raises: as `forecast`
+    raises: InputError for NaN, and as `forecast`
     """
     if judged.mode.keeps_graph or judged.precision not in FORMATS:
         return None
+    for feeds in cases:
+        for name, array in feeds.items():
+            if np.issubdtype(np.asarray(array).dtype, np.floating) and np.isnan(array).any():
+                raise InputError(
+                    f"input {printable(name, 60)!r} holds NaN: what follows from it says nothing", where="forecast"
+                )
     soc, precision = judged.soc, judged.precision
     first = again = forecast(source, cases, soc=soc, precision=precision)
     files = side_files(judged.mode, soc, judged.facts, precision, first)
@@ -121,7 +128,8 @@ def with_exceptions(
     raises: InputError (NaN among the numbers), RuntimeFailed, OutOfResources
     """
     program = port.program()
-    feeds = [value if isinstance(value, Mapping) else token_feeds(program, value) for value in cases.values()]
+    texts = sorted((v for v in cases.values() if not isinstance(v, Mapping)), key=lambda ids: -ids.size)[:TEXTS]
+    feeds = [v for v in cases.values() if isinstance(v, Mapping)] or [token_feeds(program, ids) for ids in texts]
     try:
         found = exceptions_for(compilation.judged, program, feeds)
     except UnsupportedModel as error:

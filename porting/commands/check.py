@@ -10,8 +10,10 @@ import click
 from . import options
 
 if TYPE_CHECKING:
+    from porting.ascend.gear_requests import Request
     from porting.verdict import Verdict
 
+OVERFLOW = "forecast-overflow"
 LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
 
 
@@ -33,6 +35,25 @@ LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
     help="What it will be compiled in: fp32, fp16, bf16 or w8a8.  [default: fp32, or fp16 where the SoC multiplies nothing else]",
 )
 @options.cann
+@options.shapes
+@click.option(
+    "--device-memory",
+    type=options.Size(),
+    metavar="SIZE",
+    help="Memory of the card, as in 44GiB: a SoC name does not fix it. More than that, as a lower bound, is a check that fails.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    help="Of a language model or an encoder: what overflows in fp16 on this text, as --inputs does for arrays; again for more.",
+)
+@click.option(
+    "--write-exceptions",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="With --inputs or --text: write the files that keep nodes in fp32 (keep_dtype.cfg and the like) into a new folder.",
+)
 @click.option(
     "--sarif",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -49,6 +70,10 @@ def command(
     target: str,
     precision: str | None,
     cann: str | None,
+    gears: Request | None,
+    device_memory: int | None,
+    texts: tuple[str, ...],
+    write_exceptions: Path | None,
     sarif: Path | None,
     inputs: tuple[Path, ...],
     preprocessing: Path | None,
@@ -56,18 +81,57 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Will SOURCE port to an Ascend SoC? Judged against the vendor's documents and sources: no device, no CANN, and no weight is read.
+    """Will SOURCE port to an Ascend SoC? Judged against the vendor's documents and sources: no device and no CANN.
 
-    Names each node that they refuse or compute wrongly, the rule with its source, and the rewrite that mends it or why there is none.
+    Names each node that they refuse or compute wrongly, the rule with its source, and the rewrite that mends it or why there is none; and how
+    much memory it takes at least. No weight is read for that. With --inputs or --text the model runs on the CPU, to forecast what overflows or
+    is lost in fp16 or bf16, and which nodes have to stay in fp32.
+
     Exit 0 when it is portable, after rewrites too; 1 when it is blocked. Nothing here ever ran on Ascend.
     """
     options.require_junit(junit)
     options.require_junit(sarif, "--sarif")
-    from porting.ascend.checking import check
+    require_new(write_exceptions, bool(inputs or texts))
+    from porting.ascend.portability import check
 
     with options.numbers(preprocessing, inputs) as read, source.opened(weights, read) as found:
-        verdict = check(found, target, precision, cann=cann, preprocessing=preprocessing, progress=options.progress(quiet))
+        verdict = check(
+            found,
+            target,
+            precision,
+            cann=cann,
+            gears=gears,
+            device_memory=device_memory,
+            inputs=read,
+            text=texts,
+            preprocessing=preprocessing,
+            progress=options.progress(quiet),
+        )
+    if write_exceptions is not None:
+        write_files(verdict, write_exceptions)
     return options.emit_verdict(verdict, as_json, junit, [(sarif, sarif_of)] if sarif is not None else [])
+
+
+def require_new(folder: Path | None, asked: bool) -> None:
+    """raises: UsageError for a folder that is there, or without anything to make exceptions from"""
+    from porting.errors import UsageError
+
+    if folder is not None and not asked:
+        raise UsageError("nothing to forecast from", where="--write-exceptions", next="give --inputs x.npz or --text")
+    if folder is not None and (folder.exists() or not folder.parent.is_dir()):
+        why = "already exists" if folder.exists() else "its parent is no folder"
+        raise UsageError(f"{folder}: {why}", where="--write-exceptions", next="name a new folder")
+
+
+def write_files(verdict: Verdict, folder: Path) -> None:
+    """The files of the forecast, none where nothing has to be kept."""
+    from porting.port_staging import os_errors
+
+    forecast = verdict.details["forecast"]
+    with os_errors(folder):
+        folder.mkdir()
+        for name, text in (forecast["files"] if isinstance(forecast, dict) else {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def sarif_of(verdict: Verdict) -> bytes:
@@ -81,6 +145,17 @@ def sarif_of(verdict: Verdict) -> bytes:
         for f in findings
     ]
     results = [SarifResult(f["rule"], LEVELS[f["status"]], _message(f), f["node"]) for f in findings]
+    forecast = verdict.details["forecast"]
+    if isinstance(forecast, dict):
+        last = forecast["with_exceptions"] or forecast["first"]
+        said = f"forecast to overflow in {last['precision']}"
+        rules.append(
+            SarifRule(OVERFLOW, f"a value is {said} on the inputs that were given", {"confidence": "emulated on a CPU"})
+        )
+        results += [SarifResult(OVERFLOW, "error", said, node["node"]) for node in last["overflows"]]
+        results += [
+            SarifResult(OVERFLOW, "note", "kept in fp32: it would overflow, or lose everything", name) for name in last["kept"]
+        ]
     return to_sarif(rules, results, verdict.source)
 
 

@@ -1,0 +1,159 @@
+"""`porting check` with inputs, sizes and a card: what overflows, what is kept and written, and what fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny import make
+from tiny_encoders import make_encoder
+
+import porting
+from porting import cli
+from porting.ascend.side_file_formats import read_keep_dtype
+from porting.errors import InputError, UsageError
+from tests import overflowing_models as models
+from tests.overflowing_models import WIDTH, feeds
+
+MIDDLE = ["scale", "shift", "back"]
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> Path:
+    onnx.save(models.mlp(), str(tmp_path / "mlp.onnx"))
+    np.savez(tmp_path / "x.npz", **feeds())
+    return tmp_path / "mlp.onnx"
+
+
+@pytest.fixture
+def tiny_tokenizer() -> bytes:
+    """Bytes are tokens."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as tokenizer_models
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer.to_str().encode()
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as done:
+        cli.main([str(a) for a in arguments])
+    return int(str(done.value.code))
+
+
+def test_large_activations_are_forecast_named_in_files_and_mended_by_them(mlp: Path, tmp_path: Path) -> None:
+    files, sarif = tmp_path / "exceptions", tmp_path / "f.sarif"
+    options = ("--inputs", tmp_path / "x.npz", "--write-exceptions", files, "--sarif", sarif, "--quiet")
+    assert run("check", mlp, "--target", "Ascend310P3", *options) == 0
+    assert read_keep_dtype((files / "keep_dtype.cfg").read_text())[0] == MIDDLE
+    verdict = porting.check(mlp, "Ascend310P3", inputs=tmp_path / "x.npz")
+    forecast = verdict.details["forecast"]
+    assert not forecast["first"]["passes"] and [n["node"] for n in forecast["first"]["overflows"]] == MIDDLE
+    assert forecast["with_exceptions"]["passes"] and forecast["with_exceptions"]["kept"] == MIDDLE
+    assert {c.name: c.verdict for c in verdict.checks}["forecast of fp16: nodes that overflow"] == "pass"
+    results = json.loads(sarif.read_text())["runs"][0]["results"]
+    kept = {
+        r["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] for r in results if r["ruleId"] == "forecast-overflow"
+    }
+    assert kept == set(MIDDLE)
+
+
+def test_what_cannot_be_kept_fails_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A matrix product beyond fp16: the 310P's matrix unit takes nothing else. On A2 it can be kept."""
+    onnx.save(models.large_product(), str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", **feeds())
+    options = ("--inputs", tmp_path / "x.npz", "--quiet")
+    assert run("check", tmp_path / "m.onnx", "--target", "Ascend310P3", *options) == 1
+    said = capsys.readouterr().out
+    assert "product" in said and "FAIL" in said
+    verdict = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz")
+    (failed,) = [c for c in verdict.checks if c.name.endswith("nodes that overflow")]
+    assert failed.verdict == "fail" and "takes fp16 only" in failed.detail
+    assert run("check", tmp_path / "m.onnx", "--target", "Ascend910B3", "-p", "fp16", *options) == 0
+
+
+def test_a_port_hands_its_exceptions_over(mlp: Path, tmp_path: Path) -> None:
+    from porting.ascend.handoff import handoffs_of
+
+    verdict = porting.port(
+        mlp, tmp_path / "m.port", "Ascend310P3", gears=f"n={len(feeds()['x'])}", inputs=tmp_path / "x.npz"
+    ).require()
+    (handoff,) = handoffs_of(tmp_path / "m.port")
+    assert (
+        handoff.command.value("keep_dtype") == "keep_dtype.cfg"
+        and (handoff.path / "keep_dtype.cfg").read_text().split() == MIDDLE
+    )
+    assert verdict.details["forecast"]["with_exceptions"]["kept"] == MIDDLE
+    porting.port(mlp, tmp_path / "n.port", "Ascend910B3", gears="n=2").require()
+    assert handoffs_of(tmp_path / "n.port")[0].command.value("keep_dtype") is None, "origin computes in fp32"
+
+
+def test_a_port_that_would_overflow_fails_and_hands_nothing_over(tmp_path: Path) -> None:
+    onnx.save(models.large_product(), str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", **feeds())
+    verdict = porting.port(tmp_path / "m.onnx", tmp_path / "m.port", "Ascend310P3", gears="n=4", inputs=tmp_path / "x.npz")
+    assert verdict.exit_code == 1 and "forecast of fp16" in verdict.reason
+    assert not (tmp_path / "m.port" / "targets").exists()
+
+
+def test_nothing_is_forecast_where_nothing_is_asked_or_needed(mlp: Path, tmp_path: Path) -> None:
+    assert "not asked for" in porting.check(mlp, "Ascend310P3").details["forecast"]
+    assert "none is needed" in porting.check(mlp, "Ascend910B3", inputs=tmp_path / "x.npz").details["forecast"]
+    with pytest.raises(UsageError, match="nothing says how it reads a text"):
+        porting.check(mlp, "Ascend310P3", text="hello")
+    assert run("check", mlp, "--write-exceptions", tmp_path / "new") == 2
+    (tmp_path / "old").mkdir()
+    assert run("check", mlp, "--write-exceptions", tmp_path / "old", "--inputs", tmp_path / "x.npz") == 2
+
+
+def test_inputs_that_hold_nothing_or_do_not_fit(mlp: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "nan.npz", x=np.full((2, WIDTH), np.nan, np.float32))
+    with pytest.raises(InputError, match="NaN"):
+        porting.check(mlp, "Ascend310P3", inputs=tmp_path / "nan.npz")
+    np.savez(tmp_path / "wide.npz", x=np.zeros((2, WIDTH + 1), np.float32))
+    with pytest.raises(InputError):
+        porting.check(mlp, "Ascend310P3", inputs=tmp_path / "wide.npz")
+    with pytest.raises(InputError, match="has 4 in dimension 0, where the model has 3"):
+        porting.check(mlp, "Ascend310P3", gears="n=3", inputs=tmp_path / "x.npz")
+    with pytest.raises(InputError, match="no gear has the shapes"):
+        porting.check(mlp, "Ascend310P3", gears="n=3; n=5", inputs=tmp_path / "x.npz")
+
+
+def test_texts_of_a_language_model_and_an_encoder(tiny_tokenizer: bytes, tmp_path: Path) -> None:
+    make(tmp_path / "llama", "LlamaForCausalLM", vocab_size=260)
+    make_encoder(tmp_path / "bert", "BertModel", vocab_size=260)
+    for folder in ("llama", "bert"):
+        (tmp_path / folder / "tokenizer.json").write_bytes(tiny_tokenizer)
+        verdict = porting.check(tmp_path / folder, "Ascend310P3", text=["some words", "and more of them"])
+        assert verdict.details["forecast"]["first"]["outputs"], folder
+    with pytest.raises(InputError):
+        porting.check(tmp_path / "llama", "Ascend310P3", text="")
+
+
+# --- memory and sizes -----------------------------------------------------------------------------------------------
+
+
+def test_memory_of_a_language_model_is_a_lower_bound(tmp_path: Path) -> None:
+    model = make(tmp_path / "llama", "LlamaForCausalLM")
+    verdict = porting.check(model.folder, "Ascend310P3", gears="sequence=1,capacity=48; sequence=16,capacity=48")
+    memory = verdict.details["memory"]
+    assert memory["cache"] == 2 * 2 * 2 * 48 * 8 * 2, "2 layers, keys and values, 2 heads, 48 positions, 8 numbers, 2 bytes"
+    assert len(memory["activations"]) == 2 and memory["at_least"] >= memory["weights"] + memory["cache"]
+    assert [b["bytes"] >> 30 for b in memory["boards"]] == [21, 44] and all(b["cards_at_least"] == 1 for b in memory["boards"])
+    assert "workspace of kernels" in memory["unknown"]
+
+
+def test_a_card_that_is_too_small_fails(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", mlp, "--target", "Ascend310P3", "--gears", "n=4", "--device-memory", "1kib", "--quiet") == 1
+    assert "a lower bound" in porting.check(mlp, "Ascend310P3", gears="n=4", device_memory=1024).checks[-1].detail
+    assert "bytes that the card needs at least" in capsys.readouterr().out
+    assert run("check", mlp, "--target", "Ascend310P3", "--gears", "n=4", "--device-memory", "1GiB", "--quiet") == 0
+    assert run("check", mlp, "--target", "Ascend310P3", "--device-memory", "much") == 2
+    verdict = porting.check(mlp, "Ascend310P3")
+    assert any(a["values_of_unknown_size"] for a in verdict.details["memory"]["activations"].values())
