@@ -22,6 +22,7 @@ from porting.types import Program
 from porting.verdict import Verdict
 from tests import zoo_inputs
 from tests.model_zoo import file
+from tests.tiny_encoders import make_encoder
 
 SOC = "Ascend310P3"
 
@@ -194,3 +195,23 @@ def test_a_classifier_of_text_lines_by_the_command_line(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit) as ended:
         main(["port", str(source), *options, "--force", "--calibration", str(tmp_path / "none.npz")])
     assert ended.value.code == 2
+
+
+def test_an_encoder_from_its_checkpoint(tmp_path: Path) -> None:
+    """Its products with constants in integers, those of attention in float; judged on its own texts, and from its golden again."""
+    make_encoder(tmp_path / "bert", "BertModel")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        ids = rng.integers(0, 100, (1, 8))
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        np.savez(tmp_path / f"c{number}.npz", **given)
+    calibration = sorted(tmp_path.glob("c*.npz"))
+    out = tmp_path / "bert.port"
+    verdict = porting.port(tmp_path / "bert", out, SOC, "w8a8", gears="batch=1,sequence=8", calibration=calibration)
+    kinds = {check.name.partition(":")[0] for check in verdict.checks}
+    assert {"quality", "fidelity"} <= kinds and verdict.details["held_out"]
+    report = verdict.details["w8a8"]
+    assert {row["reason"] for row in report if not row["quantised"]} == {"its weight is no constant"}
+    assert any(row["quantised"] and row["op"] == "MatMul" for row in report)
+    again = porting.validate(out)
+    assert again.verdict == verdict.verdict and again.details["w8a8"] == report
