@@ -229,7 +229,7 @@ def _weight_bytes(model: ir.Model, precision: str) -> int:
             if tensor.dtype.is_floating_point():
                 uses = list(value.uses())
                 matrix = uses and all(use.idx in _MATRIX.get(use.node.op_type, ()) for use in uses)
-                per = (MATRIX_BYTES if matrix else FLOAT_BYTES)[precision]
+                per = min(per, (MATRIX_BYTES if matrix else FLOAT_BYTES)[precision])
             tensors[id(tensor)] = per * math.prod(d for d in tensor.shape if isinstance(d, int))
     return math.ceil(sum(tensors.values()))
 
@@ -246,7 +246,9 @@ class _Measure:
         if kind is None or shape is None or not all(isinstance(d, int) for d in shape) or kind.name in ("STRING", "UNDEFINED"):
             self.unsized.add(value)
             return 0
-        per = self._float_bytes if kind.is_floating_point() else kind.bitwidth / 8
+        per = kind.bitwidth / 8
+        if kind.is_floating_point():
+            per = min(per, self._float_bytes)  # half floats stay what they are
         return math.ceil(per * math.prod(d for d in shape if isinstance(d, int)))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from porting.ascend.activations import Cases, observed, require_feeds, runs
 from porting.ascend.branches_taken import grouped_by_branches
@@ -149,7 +150,7 @@ def forecast(
     feeds:  one case or several, each with an array for every input, state included
     keep:   names of nodes that compute and store in float32; those that cannot on `soc` are rounded all the same, and named
     soc:    decides what overflow becomes and what can be kept; without one it becomes Inf, and everything can
-    raises: UsageError (unknown precision or node), UnsupportedModel (opset below 13), InputError (feeds), RuntimeFailed, OutOfResources
+    raises: UsageError (unknown precision or node), UnsupportedModel (opset below 13, no float32), InputError (feeds), RuntimeFailed, OutOfResources
     """
     if precision not in FORMATS:
         raise UsageError(f"no forecast for {precision!r}", where="precision", next=nearest(precision, list(FORMATS)))
@@ -174,6 +175,7 @@ def _forecast(
 
     form = FORMATS[precision]
     types = types_of(graph.model, graph.folder, cases[0])
+    _require_float32(graph.model.graph, types)
     found = observed(graph, types, cases, form)
     trial = Rounding(form, kept, bool(soc and soc.saturates))
     peaks, ended = _trial(graph, types, trial, cases, [name for name, size in found.sizes.items() if size])
@@ -190,7 +192,7 @@ def _forecast(
         tuple(nodes),
         tuple(_outputs(found.outputs, ended, shortened, typical)),
         tuple(_weights(body, types, kept, found.found)),
-        tuple(unseen(body, types, found.found)),
+        tuple(unseen(body, types, found.found, form)),
         tuple(_notes(found.outputs, found.found, soc, form)),
     )
 
@@ -225,6 +227,19 @@ def _require_opset(model: onnx.ModelProto) -> None:
             f"the graph is of opset {opset}, and roundings are put into graphs of opset {FIRST_OPSET} and later",
             where="forecast",
             next="give the graph that was lowered for Ascend",
+        )
+
+
+def _require_float32(graph: onnx.GraphProto, types: Types) -> None:
+    valued = valued_names(graph)
+    made = [types.get(name, (0,))[0] for _, node in nodes_of(graph) if computes(node, valued) for name in node.output]
+    if TensorProto.FLOAT not in made and any(
+        kind in (TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT16) for kind in made
+    ):
+        raise UnsupportedModel(
+            "nothing in the graph computes in float32, and a forecast is made of that",
+            where="forecast",
+            next="give the model in float32, or leave its floats what they are",
         )
 
 

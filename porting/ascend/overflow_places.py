@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 
 from porting.ascend.half_formats import Format, Magnitudes
 from porting.ascend.rounded_graph import Types, computes, float_inputs
@@ -34,6 +35,7 @@ _SQUARES = frozenset(
         "LRN",
     )
 ) | frozenset(("MeanVarianceNormalization", "GroupNormalization", "RMSNormalization"))
+_OTHER_FLOATS = {TensorProto.DOUBLE: "float64", TensorProto.BFLOAT16: "bfloat16"}  # fp16 modes lower them too
 _EXPONENTIALS = frozenset(("Softmax", "LogSoftmax", "ReduceLogSumExp"))
 
 
@@ -168,15 +170,18 @@ def _masks(graph: onnx.GraphProto, found: Mapping[str, Magnitudes], form: Format
     return {name for name in to_softmax - elsewhere if name in found and found[name].highest < form.overflows_from}
 
 
-def unseen(graph: onnx.GraphProto, types: Types, found: Mapping[str, Magnitudes]) -> Iterator[Unseen]:
-    """Sums inside nodes, and bodies of control flow."""
+def unseen(graph: onnx.GraphProto, types: Types, found: Mapping[str, Magnitudes], form: Format) -> Iterator[Unseen]:
+    """Sums inside nodes, bodies of control flow, and floats that are not float32 and do not stay what they are."""
     valued = valued_names(graph)
+    others = {number: name for number, name in _OTHER_FLOATS.items() if name != form.name}
     for node in graph.node:
         name = node_label(node)
         bodies = list(subgraphs(node))
         if bodies:
             inner = sum(1 for body in bodies for _ in nodes_of(body))
             yield Unseen(name, node.op_type, f"{inner} nodes in its bodies are rounded, and their numbers are not looked at")
+        elif other := next((others[t] for t in (types.get(value, (0,))[0] for value in node.output) if t in others), ""):
+            yield Unseen(name, node.op_type, f"it computes in {other}, and only float32 is looked at")
         elif computes(node, valued) and node.op_type in _MATRIX | _SUMS | _SQUARES | _EXPONENTIALS:
             yield Unseen(name, node.op_type, "how its kernel accumulates is unknown", _reaches(node, types, found))
 

@@ -54,6 +54,19 @@ def test_precisions(precision: str, weight: int, float_: int) -> None:
     assert found.weights == weight * 15_000 and found.fullest.nbytes == float_ * 1015
 
 
+def test_half_floats_are_not_counted_as_more_than_they_are() -> None:
+    half = helper.make_tensor("w", TensorProto.FLOAT16, [10, 20], np.zeros(200, np.float16))
+    made = graph(
+        [node("MatMul", ["x", "w"], ["y"])],
+        [half],
+        [value("x", [3, 10], TensorProto.FLOAT16)],
+        [value("y", [3, 20], TensorProto.FLOAT16)],
+    )
+    for precision in ("fp32", "fp16"):
+        found = memory_bound(made, precision)
+        assert (found.weights, found.fullest.nbytes) == (2 * 200, 2 * (30 + 60))
+
+
 def test_what_no_matrix_operator_reads_stays_float_and_integers_stay() -> None:
     nodes = [node("Gather", ["table", "i"], ["a"]), node("Add", ["a", "bias"], ["y"])]
     weights = [tensor("table", np.zeros((100, 4))), tensor("bias", np.zeros(4))]

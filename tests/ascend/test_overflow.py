@@ -361,6 +361,28 @@ def test_accumulations_are_said_to_be_unseen() -> None:
     assert found["mean"] == pytest.approx(16 * 1e4, rel=1e-3) and found["norm"] == pytest.approx(1e8, rel=1e-2)
 
 
+def test_floats_that_are_not_float32_are_said_to_be_unseen() -> None:
+    """A mode that makes fp16 of all floats makes it of these too."""
+    nodes = [
+        node("Cast", ["x"], ["d"], name="widen", to=TensorProto.DOUBLE),
+        node("Mul", ["d", "d"], ["s"], name="square"),
+        node("Cast", ["s"], ["n"], name="narrow", to=TensorProto.FLOAT),
+        node("Neg", ["n"], ["y"], name="negate"),
+    ]
+    made = program(model(nodes, outputs=[value("y", ["n", WIDTH])]))
+    found = {u.node: u.why for u in forecast(made, feeds(), soc=P310).unseen}
+    assert found.keys() == {"widen", "square"} and "float64" in found["square"]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_a_graph_without_float32_has_no_forecast(kind: int) -> None:
+    nodes = [node("Neg", ["x"], ["y"])]
+    made = program(model(nodes, inputs=[value("x", ["n", WIDTH], kind)], outputs=[value("y", ["n", WIDTH], kind)]))
+    x = feeds()["x"].astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    with pytest.raises(UnsupportedModel, match="nothing in the graph computes in float32"):
+        forecast(made, {"x": x}, soc=P310)
+
+
 def test_a_node_that_only_rounding_drives_over_is_named() -> None:
     """65480 * 1.00049 is 65512; rounded, 65472 * 1.00098 is 65536."""
     made = program(
