@@ -103,7 +103,7 @@ def _conv(x: np.ndarray, weight: np.ndarray, said: Mapping[str, Any]) -> np.ndar
     if said.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise InputError("a Conv with auto_pad", where="AscendDequant")
     pads, strides = said.get("pads") or [0] * 2 * rank, said.get("strides") or [1] * rank
-    dilations: Sequence[int] = [1] * rank
+    dilations: Sequence[int] = said.get("dilations") or [1] * rank
     padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     reach = [(size - 1) * step + 1 for size, step in zip(weight.shape[2:], dilations, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, x.ndim)))
