@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -192,7 +193,8 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
 
 
-def test_a_classifier_keeps_its_classes(tmp_path) -> None:
+@pytest.mark.slow
+def test_a_classifier_keeps_its_classes(tmp_path: Path) -> None:
     """efficientnet-lite0, calibrated on other pieces of some of the pictures, and on none of the others."""
     from porting.converters.passes.ascend.tables import lower_for_ascend
     from porting.converters.passes.canonical import canonical
