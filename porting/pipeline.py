@@ -107,15 +107,8 @@ def port(
         made = write_canonical(
             canonical, destination, wanted, chosen, compilation=compilation, weights=weights, force=force, progress=progress
         )
-        more = [*pixel_checks(made, described, pixels, device), *integers_of(compilation)]
-        forecast: dict[str, Any] = {}
-        if compilation is not None:
-            from porting.ascend.exceptions import with_exceptions
-
-            with progress("forecast of the precision", 1, unit="graphs") as advance:
-                compilation, checks, forecast = with_exceptions(compilation, made, judgement.case_feeds)
-                advance(1)
-            more += checks
+        compilation, more, forecast = of_the_compiler(compilation, made, judgement.case_feeds, progress)
+        more += pixel_checks(made, described, pixels, device)
         verdict = judgement.judge(made, device, command="port", progress=progress, more=more)
         handed = {} if compilation is None else {"handoff": handed_over(made, compilation, verdict)}
         details = {
@@ -135,13 +128,22 @@ def port(
     return full
 
 
-def integers_of(compilation: Compilation | None) -> list[Check]:
-    """Of W8A8: whether the vendor's graph has the integers of the one that runs here."""
-    if compilation is None or compilation.integers is None:
-        return []
-    from porting.ascend.w8a8_validation import fidelity_of
+def of_the_compiler(
+    compilation: Compilation | None, made: Port, cases: Mapping[str, Any], progress: Any
+) -> tuple[Compilation | None, list[Check], dict[str, Any]]:
+    """What a vendor's compiler will do to the numbers of a port: W8A8's integers, and the forecast of fp16 with what has to stay in fp32."""
+    if compilation is None:
+        return None, [], {}
+    if compilation.integers is not None:
+        from porting.ascend.w8a8_validation import fidelity_of
 
-    return fidelity_of(compilation.integers, compilation.calibration)
+        return compilation, fidelity_of(compilation.integers, compilation.calibration), {}
+    from porting.ascend.exceptions import with_exceptions
+
+    with progress("forecast of the precision", 1, unit="graphs") as advance:
+        found = with_exceptions(compilation, made, cases)
+        advance(1)
+    return found
 
 
 def handed_over(made: Port, compilation: Compilation, verdict: Verdict) -> str:
