@@ -58,9 +58,7 @@ def test_large_activations_are_forecast_named_in_files_and_mended_by_them(mlp: P
     assert forecast["with_exceptions"]["passes"] and forecast["with_exceptions"]["kept"] == MIDDLE
     assert {c.name: c.verdict for c in verdict.checks}["forecast of fp16: nodes that overflow"] == "pass"
     results = json.loads(sarif.read_text())["runs"][0]["results"]
-    kept = {
-        r["locations"][0]["logicalLocations"][0]["name"] for r in results if r["ruleId"] == "forecast-overflow"
-    }
+    kept = {r["locations"][0]["logicalLocations"][0]["name"] for r in results if r["ruleId"] == "forecast-overflow"}
     assert kept == set(MIDDLE)
 
 
