@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ HALVES = {"float16": "fp16", "bfloat16": "bf16"}
 SOURCE = "source"  # the precision that a graph has by itself
 PORTABLE, REWRITTEN, BLOCKED = "portable", "portable after rewrites", "blocked"
 EVERY_VERSION = "no --cann: judged against sources of CANN 9.2 in development and documents of 8.0 to 9.1; a release may differ"
+THE_PORT = "the files of the port"  # mend what is wrong with those of the source
 NAMED = 5  # nodes that a check names
 
 
@@ -78,14 +79,23 @@ class Judged:
         }
 
 
-def judged(graph: Graph, soc: Soc, cann: str | None = None, precision: str = "fp32", *, compared: bool = False) -> Judged:
+def judged(
+    graph: Graph,
+    soc: Soc,
+    cann: str | None = None,
+    precision: str = "fp32",
+    *,
+    compared: bool = False,
+    external_keys: frozenset[str] = frozenset(),
+) -> Judged:
     """Judge a canonical graph, lower it, and judge what came out. No weight is read that no pass changes.
 
     compared: whether what each pass changes is run before and after it, see pass_comparison.py; UnsupportedModel where a result is another
+    external_keys: of the file that the graph was read from; a port has its own
     """
     from porting.converters.passes.ascend.tables import lower_for_ascend
 
-    plain = facts_of(graph)
+    plain = replace(facts_of(graph), external_keys=external_keys)
     precision = stored_precision(plain) if precision == SOURCE else precision
     before = judge(plain, soc, cann, precision=precision)
     lowered, applied = lower_for_ascend(graph, PassComparison() if compared else None)
@@ -129,7 +139,11 @@ def verdict_of(
         target=target.name,
         device="none",
         seconds=round(seconds, 3),
-        details={"portability": result.portability, **details_of(result), "notes": [*target.notes, *result.soc.notes]},
+        details={
+            "portability": result.portability,
+            **details_of(result),
+            "notes": list(dict.fromkeys((*target.notes, *result.soc.notes))),
+        },
         not_shown="nothing ran on Ascend",
     )
 
@@ -196,7 +210,7 @@ def details_of(result: Judged) -> dict[str, Any]:
             for status, found in (("blocks", result.blocking), ("mended", result.mended), ("noted", result.noted))
             for f in found
         ],
-        "rewrites": dict(Counter(f.rule.rewrite or "lower_opset" for f in result.mended)),
+        "rewrites": dict(Counter(f.rule.rewrite or ("lower_opset" if f.node else THE_PORT) for f in result.mended)),
         "passes": [dict(one) for one in result.applied if one["changes"]],
         "ai_cpu": {"nodes": sorted(ai_cpu), "share_of_multiplications": share_of(nodes, list(result.facts.nodes))},
     }

@@ -17,6 +17,7 @@ from porting.ascend.calibration import Cases
 from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, default_precision, judged
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
+from porting.ascend.graph_facts import external_keys_of
 from porting.ascend.handoff import write_handoff
 from porting.ascend.image_inputs import CONFIG, KEY, ImageInputs, image_inputs
 from porting.ascend.language_gears import KEPT, language_gears
@@ -144,7 +145,10 @@ def judged_for(
     release = find_cann(wishes.cann)
     gears, graph = _with_gears(canonical, soc, wishes, quantised=precision == W8A8)
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
-    result = judged(fixed.graph, soc, release, precision or default_precision(soc), compared=compared)
+    source = canonical.source
+    keys = external_keys_of(source.onnx_path) if is_graph(source) and source.format == "onnx" else frozenset()
+    chosen = precision or default_precision(soc)
+    result = judged(fixed.graph, soc, release, chosen, compared=compared, external_keys=keys)
     if gears is not None and result.portability != BLOCKED:
         require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8)
     free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]

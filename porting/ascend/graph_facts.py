@@ -65,7 +65,9 @@ class NodeFacts:
     """A node.
 
     domain:          "" for ai.onnx
-    opset:           what the model imports of the domain, 0 where it imports nothing
+    opset:           what the model imports of the domain, 0 where it imports nothing. Where nodes keep a model from opset 18 (lower_opset marks
+                     them), the others count as they could be written there
+    held:            why this node keeps its model from opset 18, "" where it does not
     inputs:          None where an input is left out
     outputs:         a name of "" where an output is left out
     attributes:      as written; tensors are ValueFacts, bodies are BodyFacts
@@ -82,6 +84,7 @@ class NodeFacts:
     attributes: Mapping[str, Any]
     inside: tuple[str, ...] = ()
     sized_by_values: bool = False
+    held: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +109,11 @@ class GraphFacts:
 
 def facts_of(graph: Graph) -> GraphFacts:
     """What there is to know of a graph, its weights apart."""
+    from porting.converters.passes.ascend.lower_opset import obstacles
+
     model = graph.model
-    reading = _Reading(_opsets(model.opset_imports), {}, Sizes())
+    opsets = _opsets(model.opset_imports)
+    reading = _Reading(opsets, {}, Sizes(), bool(obstacles(model)))
     nodes = tuple(reading.nodes(model.graph, ()))
     functions = tuple(f"{domain or 'ai.onnx'}::{name}" for domain, name, *_ in model.functions)
     inputs, outputs = (tuple(reading.value(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
@@ -134,6 +140,7 @@ class _Reading:
     opsets: Mapping[str, int]
     known: dict[ir.Value, ValueFacts]
     sizes: Sizes
+    held: bool  # whether nodes keep the model from opset 18
 
     def nodes(self, body: ir.Graph, inside: tuple[str, ...]) -> Iterator[NodeFacts]:
         self.sizes.enter(body)
@@ -143,17 +150,22 @@ class _Reading:
             yield from inner
 
     def node(self, node: ir.Node, inside: tuple[str, ...]) -> NodeFacts:
+        from porting.converters.passes.ascend.lower_opset import HIGHEST_OPSET, OBSTACLE
+
         domain = "" if node.domain == "ai.onnx" else node.domain
+        reason = node.metadata_props.get(OBSTACLE, "")
+        free = self.held and not reason and not domain
         return NodeFacts(
             node.name or "",
             node.op_type,
             domain,
-            self.opsets.get(domain, 0),
+            HIGHEST_OPSET if free else self.opsets.get(domain, 0),
             tuple(None if v is None else self.value(v) for v in node.inputs),
             tuple(self.value(v) for v in node.outputs),
             {a.name: _attribute(a, node) for a in node.attributes.values() if not a.is_ref()},
             inside,
             self.sizes.follow(node),
+            reason,
         )
 
     def value(self, value: ir.Value) -> ValueFacts:

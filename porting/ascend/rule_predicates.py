@@ -57,6 +57,11 @@ def has_entry(node: NodeFacts) -> str | None:
     return f"there are entries for {min(versions)} to {max(versions)}" if versions else None
 
 
+def keeps_its_opset(node: NodeFacts) -> str | None:
+    """Of a graph that nothing was done to yet: every node above opset 18."""
+    return node.held
+
+
 def is_foreign(node: NodeFacts) -> str | None:
     return f"domain {node.domain}" if node.domain else None
 
@@ -282,6 +287,7 @@ OF_NODES: Mapping[str, Callable[[NodeFacts], str | None]] = {
     f.__name__: f
     for f in (
         has_entry,
+        keeps_its_opset,
         is_foreign,
         takes_nothing,
         mixed_dtypes,

@@ -184,7 +184,7 @@ def _holds_for(rule: Rule, cann: str | None) -> bool:
 def _detail(rule: Rule, told: Sequence[str]) -> str:
     bounds = [f"from CANN {rule.since} on"] if rule.since else []
     bounds += [f"up to CANN {rule.until}"] if rule.until else []
-    return "; ".join((*told, *([" ".join(bounds)] if bounds else ())))
+    return "; ".join((*filter(None, told), *([" ".join(bounds)] if bounds else ())))
 
 
 def _rule(record: Mapping[str, Any]) -> Rule:

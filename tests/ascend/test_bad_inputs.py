@@ -1,0 +1,153 @@
+"""What cannot go to Ascend, through the command line: a clear error, or a blocker that is named, with the exit code for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+from porting.cli import main
+from tests.converters.test_onnx_places import SHA1, outside
+
+
+def saved(folder: Path, text: str, opset: int, **weights: np.ndarray) -> Path:
+    proto = parser.parse_model(f'<ir_version: {8 if opset < 19 else 10}, opset_import: ["" : {opset}]>\ntest {text}')
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type}_{number}"
+    onnx.save(proto, str(folder / "m.onnx"))
+    return folder / "m.onnx"
+
+
+RELU = "(float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }"
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `porting`."""
+    code = 0
+    try:
+        main([str(a) for a in arguments])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def blocked_by(capsys: pytest.CaptureFixture[str], path: Path, target: str = "Ascend910B3") -> dict[str, set[str]]:
+    """Rule -> the nodes that it blocks; `check` says 1 for them, and `port` writes nothing."""
+    code, out, _ = called(capsys, "check", path, "--target", target, "--json", "--quiet")
+    found: dict[str, Any] = json.loads(out)
+    assert code == 1 and found["verdict"] == "fail" and found["details"]["portability"] == "blocked"
+    port = path.parent / "m.port"
+    assert called(capsys, "port", path, "-o", port, "--target", target, "--quiet")[0] == 1 and not port.exists()
+    rules: dict[str, set[str]] = {}
+    for finding in found["details"]["findings"]:
+        if finding["status"] == "blocks":
+            rules.setdefault(finding["rule"], set()).add(finding["node"])
+    for check in found["checks"]:
+        assert check["verdict"] == "fail" and check["where"] and check["detail"]
+    return rules
+
+
+# --- blockers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "opset", "rule", "node"),
+    [
+        (
+            "(int64 n, float[2] x) => (float[2] y) { c = Constant<value = bool {1}>() y = Loop(n, c, x) <body = b (int64 i, bool a, float[2] s)"
+            " => (bool d, float[2] t) { d = Identity(a) t = Relu(s) }> }",
+            18,
+            "missing-loop",
+            "Loop_1",
+        ),
+        (
+            "(float[2, 3] x, int64[2] axes) => (float y) { s = ReduceL1<noop_with_empty_axes = 1>(x, axes) y = DFT(s) }",
+            20,
+            "missing-spectra",
+            "DFT_1",
+        ),
+        (
+            '(float[2, 3] x) => (float y) { g = Gelu(x) p = Constant<value = int64[4] {0, 1, 0, 1}>() y = Pad<mode = "wrap">(g, p) z = Reshape(g, p) }',
+            22,
+            "opset-too-high",
+            "Pad_2",
+        ),
+        ("(float[2, 3] x) => (float y) { y = Relu(x) }", 7, "opset-too-low", "Relu_0"),
+    ],
+    ids=["a Loop of a computed count", "no entry", "only what has no form at 18", "an opset below 8"],
+)
+def test_a_blocker_names_its_nodes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, opset: int, rule: str, node: str
+) -> None:
+    found = blocked_by(capsys, saved(tmp_path, text, opset))
+    assert found[rule] == {node}
+
+
+def test_nodes_of_a_newer_opset_are_rewritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = saved(tmp_path, "(float[2, 3] x) => (float[2, 3] y) { g = Gelu(x) y = Relu(g) }", 22)
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910B3", "--json", "--quiet")
+    assert code == 0 and json.loads(out)["details"]["portability"] == "portable after rewrites"
+
+
+def test_sizes_that_hang_on_numbers_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = saved(tmp_path, "(float[2, 3] x) => (int64[2, N] y) { y = NonZero(x) }", 17)
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910B3", "--json", "--quiet")
+    told = [f for f in json.loads(out)["details"]["findings"] if f["rule"] == "sized-by-values"]
+    assert code == 0 and [f["node"] for f in told] == ["NonZero_0"] and told[0]["effect"] == "slow"
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "nearest"), [("Ascend310P9", "Ascend310P"), ("310P3", "Ascend310P3"), ("Ascend910", "Ascend910")]
+)
+def test_a_soc_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path, target: str, nearest: str) -> None:
+    code, _, err = called(capsys, "check", saved(tmp_path, RELU, 17), "--target", target)
+    assert code == 2 and f"unknown target '{target}'" in err and f"did you mean '{nearest}" in err
+
+
+def test_an_older_chip_with_the_name_of_a_family(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Ascend910B is the first 910; who writes it mostly means an Ascend910B1 to B4."""
+    path = saved(tmp_path, RELU, 17)
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910B", "--json", "--quiet")
+    details = json.loads(out)["details"]
+    assert code == 0 and details["soc"] == "Ascend910B" and details["family"] == "910A"
+    (note,) = details["notes"]
+    assert "first-generation 910" in note and "Ascend910B1" in note
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910B", "-p", "bf16", "--json", "--quiet")
+    assert code == 1 and json.loads(out)["details"]["portability"] == "blocked"
+
+
+@pytest.mark.parametrize("release", ["1.2.3", "latest", ""])
+def test_a_release_that_the_base_does_not_know(capsys: pytest.CaptureFixture[str], tmp_path: Path, release: str) -> None:
+    code, _, err = called(capsys, "check", saved(tmp_path, RELU, 17), "--target", "Ascend910B3", "--cann", release)
+    assert code == 2 and "CANN" in err and "next:" in err
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_checksum_in_external_data_is_named_and_not_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = outside(tmp_path, checksum=SHA1)
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910B3", "--json", "--quiet")
+    details = json.loads(out)["details"]
+    (finding,) = [f for f in details["findings"] if f["rule"] == "external-key"]
+    assert code == 0 and finding["status"] == "mended" and "checksum" in finding["detail"]
+    assert details["portability"] == "portable after rewrites" and "the files of the port" in details["rewrites"]
+    assert called(capsys, "convert", path, "-o", tmp_path / "m.port", "--target", "Ascend910B3", "--quiet")[0] == 0
+    written = onnx.load(str(tmp_path / "m.port" / "model.onnx"), load_external_data=False)
+    assert {e.key for t in written.graph.initializer for e in t.external_data} <= {"location", "offset", "length"}
+
+
+def test_a_checksum_of_another_file_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = outside(tmp_path, checksum="0" * 40)
+    code, _, err = called(capsys, "check", path, "--target", "Ascend910B3")
+    assert code == 2 and "is not the file" in err
