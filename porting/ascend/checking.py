@@ -83,20 +83,24 @@ def judged(
     graph: Graph,
     soc: Soc,
     cann: str | None = None,
-    precision: str = "fp32",
+    precision: str | None = "fp32",
     *,
     compared: bool = False,
     external_keys: frozenset[str] = frozenset(),
 ) -> Judged:
     """Judge a canonical graph, lower it, and judge what came out. No weight is read that no pass changes.
 
+    precision: what it is to be compiled in; "source" for what the graph computes in, None for that where it is half floats that the SoC takes,
+               and else for the default of the SoC
     compared: whether what each pass changes is run before and after it, see pass_comparison.py; UnsupportedModel where a result is another
     external_keys: of the file that the graph was read from; a port has its own
     """
     from porting.converters.passes.ascend.tables import lower_for_ascend
 
     plain = replace(facts_of(graph), external_keys=external_keys)
-    precision = stored_precision(plain) if precision == SOURCE else precision
+    stored = stored_precision(plain)
+    precision = precision or default_precision(soc, stored)
+    precision = stored if precision == SOURCE else precision
     before = judge(plain, soc, cann, precision=precision)
     lowered, applied = lower_for_ascend(graph, PassComparison() if compared else None)
     facts = facts_of(lowered)
@@ -109,8 +113,10 @@ def judged(
     return Judged(soc, cann, precision, mode, lowered, facts, applied, mended, blocking, noted)
 
 
-def default_precision(soc: Soc) -> str:
-    """fp32 keeps what the graph says; fp16 where the matrix unit takes nothing else."""
+def default_precision(soc: Soc, stored: str = "fp32") -> str:
+    """What the graph computes in, where that is half floats that the SoC takes; else fp32, or fp16 where its matrix unit takes nothing else."""
+    if stored == "fp16" or (stored == "bf16" and soc.bf16):
+        return stored
     return "fp16" if cube_takes_fp32(soc) is False else "fp32"
 
 

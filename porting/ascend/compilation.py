@@ -14,7 +14,7 @@ from typing import Any
 
 from porting.ascend.atc_command import atc_command
 from porting.ascend.calibration import Cases
-from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, default_precision, judged
+from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, judged
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
 from porting.ascend.graph_facts import external_keys_of
@@ -147,8 +147,7 @@ def judged_for(
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
     source = canonical.source
     keys = external_keys_of(source.onnx_path) if is_graph(source) and source.format == "onnx" else frozenset()
-    chosen = precision or default_precision(soc)
-    result = judged(fixed.graph, soc, release, chosen, compared=compared, external_keys=keys)
+    result = judged(fixed.graph, soc, release, precision, compared=compared, external_keys=keys)
     if gears is not None and result.portability != BLOCKED:
         require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8)
     free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]

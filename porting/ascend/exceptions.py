@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from porting.ascend.checking import Judged
+from porting.ascend.checking import Judged, stored_precision
 from porting.ascend.compilation import Compilation
 from porting.ascend.half_formats import FORMATS
 from porting.ascend.overflow import NOT_MODELLED, Forecast, forecast
 from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE
 from porting.ascend.side_files import SideFiles, side_files
 from porting.errors import InputError, UnsupportedModel
-from porting.gear_runs import TOKENS
+from porting.gear_runs import TOKENS, fixed_capacity
 from porting.port_folder import Port
 from porting.state import state_buffers
 from porting.types import Graph, Program
@@ -58,15 +58,10 @@ class Exceptions:
         wrong = [output for output in self.again.outputs if not output.holds]
         beyond = self.again.overflows
         kept = f"{len(self.again.kept)} nodes kept in fp32" if self.again.kept else "nothing kept in fp32"
-        where = ", ".join(printable(n.name, 60) for n in beyond[:NAMED]) + (
-            f" and {len(beyond) - NAMED} more" if beyond[NAMED:] else ""
-        )
-        why = "; ".join(f"{printable(n.name, 60)}: {self._why(n.name)}" for n in beyond[:NAMED])
-        found = [
-            Check.equal(
-                f"forecast of {self.again.precision}: nodes that overflow", len(beyond), 0, where or kept, why or NOT_MODELLED
-            )
-        ]
+        where = _some([n.name for n in beyond]) or (f"{kept}: {_some(self.again.kept)}" if self.again.kept else kept)
+        why = "; ".join(f"{printable(n.name, 60)}: {self.why(n.name)}" for n in beyond[:NAMED])
+        name = f"forecast of {self.again.precision}: nodes that overflow"
+        found = [Check.equal(name, len(beyond), 0, where, why or NOT_MODELLED)]
         worst = max(self.again.outputs, key=lambda o: (not o.holds, o.error / o.bound if o.bound else o.error), default=None)
         if worst is not None:
             why = (
@@ -78,7 +73,8 @@ class Exceptions:
             found.append(Check.at_most(name, worst.error, worst.bound, kept, why))
         return found
 
-    def _why(self, name: str) -> str:
+    def why(self, name: str) -> str:
+        """Why a node overflows, or is lost, all the same."""
         return self.again.cannot_be_kept.get(name) or self.files.left_out.get(name) or "it overflows although others are kept"
 
     def details(self) -> dict[str, Any]:
@@ -87,9 +83,22 @@ class Exceptions:
             "first": self.first.content(),
             "with_exceptions": self.again.content() if self.again is not self.first else None,
             "files": {file.name: file.text for file in self.files.files},
-            "left_out": dict(self.files.left_out),
+            "not_kept": {name: self.why(name) for name in (*self.files.left_out, *(n.name for n in self.again.overflows))},
             "notes": list(self.files.notes),
         }
+
+
+def no_forecast(judged: Judged) -> str:
+    """Why there is nothing to forecast; "" where there is."""
+    if judged.mode.keeps_graph:
+        return f"none is needed: {judged.mode.argument} keeps the numbers that the graph has"
+    if stored_precision(judged.facts) == judged.precision:
+        return f"none is needed: the graph is in {judged.precision} itself"
+    if judged.precision not in FORMATS:
+        return (
+            f"none: of {judged.precision} `porting port -p {judged.precision} --calibration` says layer by layer what it costs"
+        )
+    return ""
 
 
 def exceptions_for(judged: Judged, source: Graph | Program, cases: Sequence[Mapping[str, np.ndarray]]) -> Exceptions | None:
@@ -99,7 +108,7 @@ def exceptions_for(judged: Judged, source: Graph | Program, cases: Sequence[Mapp
     cases:  each an array for every input, state included
     raises: InputError for NaN, and as `forecast`
     """
-    if judged.mode.keeps_graph or judged.precision not in FORMATS:
+    if no_forecast(judged):
         return None
     for feeds in cases:
         for name, array in feeds.items():
@@ -138,8 +147,13 @@ def with_exceptions(
         return compilation, [], {}
     notes = [*compilation.notes, *found.files.notes]
     if found.files.left_out:
-        named = ", ".join(printable(name, 60) for name in list(found.files.left_out)[:NAMED])
-        notes.append(f"{len(found.files.left_out)} nodes should stay in fp32 and cannot: {named}")
+        notes.append(f"{len(found.files.left_out)} nodes should stay in fp32 and cannot: {_some(list(found.files.left_out))}")
+    longest = max((ids.shape[1] for ids in texts), default=0)
+    most = most_tokens(program) if texts else None
+    if most is not None and longest > most:
+        notes.append(
+            f"the forecast looked at the first {most} of {longest} tokens: the graph takes no more from an empty cache"
+        )
     handed = replace(
         compilation,
         side_files={**compilation.side_files, **found.contents},
@@ -154,8 +168,23 @@ def kept_by(files: SideFiles) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n for f in files.files if f.option in (KEEP_DTYPE, CUSTOMIZE_DTYPES) for n in f.nodes))
 
 
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(printable(name, 60) for name in names[:NAMED]) + more
+
+
+def most_tokens(program: Program) -> int | None:
+    """Of a language model, those that one run from an empty cache takes; None where nothing limits them."""
+    sequence = next(spec for spec in program.inputs if spec.name == TOKENS).shape[1]
+    return min((n for n in (sequence, fixed_capacity(program)) if isinstance(n, int)), default=None)
+
+
 def token_feeds(program: Program, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Feeds for a whole prompt from an empty state, every input included: (batch, sequence) int64 ids of a language model's graph."""
+    """Feeds for a prompt from an empty state, every input included; of a longer one than a run takes its first tokens.
+
+    ids: (batch, sequence) int64, of a language model's graph
+    """
+    ids = ids[:, : most_tokens(program)]
     rows = next(spec for spec in program.inputs if spec.name == TOKENS).shape[0]
     if isinstance(rows, int):
         ids = np.resize(ids, (rows, ids.shape[1]))  # rows are taken again, or left out

@@ -35,7 +35,7 @@ _SQUARES = frozenset(
         "LRN",
     )
 ) | frozenset(("MeanVarianceNormalization", "GroupNormalization", "RMSNormalization"))
-_OTHER_FLOATS = {TensorProto.DOUBLE: "float64", TensorProto.BFLOAT16: "bfloat16"}  # fp16 modes lower them too
+_OTHER_FLOATS: dict[int, str] = {TensorProto.DOUBLE: "float64", TensorProto.BFLOAT16: "bfloat16"}  # fp16 modes lower them too
 _EXPONENTIALS = frozenset(("Softmax", "LogSoftmax", "ReduceLogSumExp"))
 
 

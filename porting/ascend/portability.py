@@ -16,7 +16,7 @@ import numpy as np
 
 from porting.ascend.checking import Judged, ascend_target, source_name, verdict_of
 from porting.ascend.compilation import Compilation, Wishes, judged_for
-from porting.ascend.exceptions import Exceptions, exceptions_for, token_feeds
+from porting.ascend.exceptions import Exceptions, exceptions_for, most_tokens, no_forecast, token_feeds
 from porting.ascend.gear_requests import Request
 from porting.ascend.image_inputs import images_check
 from porting.ascend.memory import FLOAT_BYTES, boards, memory_bound
@@ -34,7 +34,7 @@ from porting.sources import opened
 from porting.state import state_buffers
 from porting.targets import Target
 from porting.types import Graph, Program
-from porting.verdict import Check, Verdict
+from porting.verdict import Check, Verdict, printable
 
 
 def check(
@@ -100,10 +100,8 @@ def forecast_details(result: Judged, found: Exceptions | None, asked: bool) -> d
     """What the report says of the forecast: JSON types only."""
     if found is not None:
         return {"forecast": found.details()}
-    if result.mode.keeps_graph:
-        return {"forecast": f"none is needed: {result.mode.argument} keeps the numbers that the graph has"}
-    if result.precision == "w8a8":
-        return {"forecast": "none: `porting port -p w8a8 --calibration` says layer by layer what it costs"}
+    if reason := no_forecast(result):
+        return {"forecast": reason}
     return {"forecast": "none: the model is blocked" if asked else "not asked for: give --inputs or --text"}
 
 
@@ -140,6 +138,7 @@ def feeds_for(compilation: Compilation, files: Sequence[Path], texts: Sequence[s
     if canonical.kind == LANGUAGE_MODEL:
         side = source.side_files()  # type: ignore[union-attr]  # of a checkpoint
         ids = cases_of(config, side.get("tokenizer.json"), files) if files else tokens_of(side.get("tokenizer.json"), texts)
+        require_room(program, ids)
         return [token_feeds(program, array) for array in ids.values()]
     if canonical.kind == ENCODER:
         side = source.side_files()  # type: ignore[union-attr]
@@ -169,6 +168,18 @@ def tokens_of(tokenizer_json: bytes | None, texts: Sequence[str]) -> dict[str, n
     if empty is not None:
         raise InputError(f"{empty} has no tokens", where="--text", next="give some text")
     return found
+
+
+def require_room(program: Program, ids: Mapping[str, np.ndarray]) -> None:
+    """raises: InputError for a case that one run does not take"""
+    most = most_tokens(program)
+    name = max(ids, key=lambda case: ids[case].shape[1])
+    if most is not None and ids[name].shape[1] > most:
+        raise InputError(
+            f"case {printable(name, 60)!r} has {ids[name].shape[1]} tokens, and a run from an empty cache takes {most}",
+            where="forecast",
+            next='shorten it, or name larger gears: --gears "capacity=2048"; of a gear for one token alone nothing can be forecast',
+        )
 
 
 def encoder_texts(canonical: Canonical, side: Mapping[str, bytes], texts: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:

@@ -102,7 +102,7 @@ def mode_for(soc: Soc, precision: str, mixed: bool = False, stored: str = "fp32"
     if mixed:
         return _mixed(soc, precision)
     if precision == "fp32":
-        return _fp32(soc)
+        return _fp32(soc, stored)
     if precision == "bf16":
         return _bf16(soc) if stored == "bf16" else _mixed(soc, "bf16")
     if precision == "fp16":
@@ -139,7 +139,12 @@ def _mode(value: str, notes: tuple[str, ...], confidence: str, **more: str) -> M
     return Mode(OPTION, value, HONOURS[value], (*notes, older), source, confidence, **more)
 
 
-def _fp32(soc: Soc) -> Mode:
+def _fp32(soc: Soc, stored: str) -> Mode:
+    own = (
+        ()
+        if stored == "fp32"
+        else (f"the graph itself computes in {stored}, and `origin` keeps that: nothing of it is widened to fp32",)
+    )
     if soc.family in _CUBE_FP16_ONLY:
         return _mode(
             ORIGIN,
@@ -151,8 +156,8 @@ def _fp32(soc: Soc) -> Mode:
         )
     if soc.family in _CUBE_FP32:
         hf32 = "convolutions may run in HF32, with 11 bits of mantissa: the sources name that as the default, and say it is not in effect yet"
-        return _mode(ORIGIN, (hf32,), "documented")
-    return _mode(ORIGIN, (_unknown(soc, "fp32"),), UNKNOWN, source=f"{MODES_PAGE}; {SOC_FILES}")
+        return _mode(ORIGIN, (*own, hf32), "documented")
+    return _mode(ORIGIN, (*own, _unknown(soc, "fp32")), UNKNOWN, source=f"{MODES_PAGE}; {SOC_FILES}")
 
 
 def _bf16(soc: Soc) -> Mode:

@@ -32,7 +32,8 @@ LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
     "--precision",
     default=None,
     metavar="P",
-    help="What it will be compiled in: fp32, fp16, bf16 or w8a8.  [default: fp32, or fp16 where the SoC multiplies nothing else]",
+    help="What it will be compiled in: fp32, fp16, bf16 or w8a8, or source for what the model is in itself.  "
+    "[default: fp32, or fp16 where the SoC multiplies nothing else]",
 )
 @options.cann
 @options.shapes
@@ -148,13 +149,20 @@ def sarif_of(verdict: Verdict) -> bytes:
     forecast = verdict.details["forecast"]
     if isinstance(forecast, dict):
         last = forecast["with_exceptions"] or forecast["first"]
-        said = f"forecast to overflow in {last['precision']}"
         rules.append(
-            SarifRule(OVERFLOW, f"a value is {said} on the inputs that were given", {"confidence": "emulated on a CPU"})
+            SarifRule(
+                OVERFLOW,
+                f"on the inputs that were given, {last['precision']} does not hold what a node computes",
+                {"confidence": "emulated on a CPU"},
+            )
         )
-        results += [SarifResult(OVERFLOW, "error", said, node["node"]) for node in last["overflows"]]
+        beyond = {node["node"] for node in last["overflows"]}
         results += [
-            SarifResult(OVERFLOW, "note", "kept in fp32: it would overflow, or lose everything", name) for name in last["kept"]
+            SarifResult(OVERFLOW, "error" if name in beyond else "warning", f"not kept in fp32: {why}", name)
+            for name, why in forecast["not_kept"].items()
+        ]
+        results += [
+            SarifResult(OVERFLOW, "note", "kept in fp32: it would overflow, or lose all", name) for name in last["kept"]
         ]
     return to_sarif(rules, results, verdict.source)
 

@@ -53,6 +53,43 @@ def test_fp32_where_the_matrix_unit_takes_fp16_only(plain: Path) -> None:
     assert porting.check(plain, "Ascend910B3", "fp32").ok
 
 
+@pytest.mark.parametrize(
+    ("dtype", "soc", "precision", "chosen", "mode"),
+    [
+        ("FLOAT16", "Ascend910B3", None, "fp16", "origin"),
+        ("FLOAT16", "Ascend310P3", None, "fp16", "fp16"),
+        ("BFLOAT16", "Ascend910B3", None, "bf16", "origin"),
+        ("BFLOAT16", "Ascend310P3", None, "fp16", "fp16"),
+        ("FLOAT16", "Ascend910B3", "source", "fp16", "origin"),
+        ("FLOAT", "Ascend910B3", "source", "fp32", "origin"),
+        ("BFLOAT16", "Ascend910B3", "source", "bf16", "origin"),
+        ("BFLOAT16", "Ascend910B3", "fp16", "fp16", "fp16"),
+        ("FLOAT", "Ascend910B3", "fp16", "fp16", "fp16"),
+        ("FLOAT", "Ascend910B3", "bf16", "bf16", "mixed_bfloat16"),
+    ],
+)
+def test_what_a_graph_computes_in_decides(
+    dtype: str, soc: str, precision: str | None, chosen: str, mode: str, tmp_path: Path
+) -> None:
+    kind = getattr(onnx.TensorProto, dtype)
+    inputs, outputs = ([onnx.helper.make_tensor_value_info(name, kind, ["batch", 4])] for name in "xy")
+    body = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"], name="negate")], "half", inputs, outputs)
+    made = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    details = porting.check(tmp_path / "m.onnx", soc, precision).details
+    assert (details["precision"], details["precision_mode"]) == (chosen, f"--precision_mode_v2={mode}")
+
+
+def test_half_floats_are_not_widened_and_it_says_so(tmp_path: Path) -> None:
+    kind = onnx.TensorProto.FLOAT16
+    inputs, outputs = ([onnx.helper.make_tensor_value_info(name, kind, [4])] for name in "xy")
+    body = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"], name="negate")], "half", inputs, outputs)
+    made = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    asked, left = (porting.check(tmp_path / "m.onnx", "Ascend910B3", p).details["precision_notes"] for p in ("fp32", None))
+    assert "computes in fp16" in asked[0] and not any("widened" in note for note in left)
+
+
 def test_what_has_no_entry_blocks_and_is_named(spectrum: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         command,

@@ -134,6 +134,59 @@ def test_texts_of_a_language_model_and_an_encoder(tiny_tokenizer: bytes, tmp_pat
         porting.check(tmp_path / "llama", "Ascend310P3", text="")
 
 
+def test_a_text_that_the_cache_does_not_hold(tiny_tokenizer: bytes, tmp_path: Path) -> None:
+    make(tmp_path / "llama", "LlamaForCausalLM", vocab_size=260)
+    (tmp_path / "llama" / "tokenizer.json").write_bytes(tiny_tokenizer)
+    gears = "sequence=1,capacity=8; sequence=4,capacity=8"
+    assert porting.check(tmp_path / "llama", "Ascend310P3", text="8 tokens", gears=gears).details["forecast"]["first"]
+    with pytest.raises(InputError, match="has 9 tokens, and a run from an empty cache takes 8"):
+        porting.check(tmp_path / "llama", "Ascend310P3", text="9 tokens.", gears=gears)
+    with pytest.raises(InputError, match="takes 1"):
+        porting.check(tmp_path / "llama", "Ascend310P3", text="two", gears="sequence=1,capacity=8")
+
+
+def test_a_port_for_one_token_is_forecast_on_one(tmp_path: Path) -> None:
+    model = make(tmp_path / "llama", "LlamaForCausalLM")
+    porting.port(model.folder, tmp_path / "m.port", "Ascend310P3", gears="sequence=1,capacity=40").require()
+    (readme,) = (tmp_path / "m.port" / "targets").glob("*/README.txt")
+    assert "the forecast looked at the first 1 of 32 tokens" in readme.read_text()
+
+
+def test_a_graph_in_half_floats_needs_no_forecast_for_them(tmp_path: Path) -> None:
+    inputs, outputs = ([models.value(name, ["n", WIDTH], onnx.TensorProto.FLOAT16)] for name in "xy")
+    nodes = [onnx.helper.make_node("Exp", ["x"], ["y"])]
+    onnx.save(models.model(nodes, inputs=inputs, outputs=outputs), str(tmp_path / "half.onnx"))
+    np.savez(tmp_path / "x.npz", x=feeds()["x"].astype(np.float16))
+    for soc, mode in (("Ascend310P3", "fp16"), ("Ascend910B3", "origin")):
+        verdict = porting.check(tmp_path / "half.onnx", soc, "fp16", inputs=tmp_path / "x.npz")
+        assert verdict.ok and verdict.details["precision_mode"] == f"--precision_mode_v2={mode}"
+        assert verdict.details["forecast"].startswith("none is needed")
+
+
+def test_nodes_in_branches_are_named_one_by_one(tmp_path: Path) -> None:
+    """No file can name them: each is reported with the reason, in the table, as JSON and as SARIF."""
+    node, value = onnx.helper.make_node, models.value
+    inside = [node("Mul", ["x", "k"], ["t"], name="up"), node("Div", ["t", "k"], ["u"], name="down")]
+    large = onnx.helper.make_graph(inside, "then", [], [value("u", ["n", WIDTH])])
+    plain = onnx.helper.make_graph([node("Neg", ["x"], ["e"], name="other")], "else", [], [value("e", ["n", WIDTH])])
+    inputs = [value("x", ["n", WIDTH]), value("c", [], onnx.TensorProto.BOOL)]
+    nodes = [node("If", ["c"], ["y"], name="choose", then_branch=large, else_branch=plain)]
+    made = models.model(nodes, [models.tensor("k", 3e5)], inputs, [value("y", ["n", WIDTH])])
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", c=np.array(True), **feeds())
+    options = ("--inputs", tmp_path / "x.npz", "--sarif", tmp_path / "f.sarif", "--quiet")
+    assert run("check", tmp_path / "m.onnx", "--target", "Ascend310P3", *options) == 1
+    results = json.loads((tmp_path / "f.sarif").read_text())["runs"][0]["results"]
+    said = {r["locations"][0]["logicalLocations"][0]["name"]: r for r in results if r["ruleId"] == "forecast-overflow"}
+    verdict = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz")
+    assert said.keys() == verdict.details["forecast"]["not_kept"].keys() == {"up", "down"}
+    assert all(r["level"] == "error" and "body of a control flow" in r["message"]["text"] for r in said.values())
+    (failed,) = [c for c in verdict.checks if c.verdict == "fail" and "nodes that overflow" in c.name]
+    assert failed.where == "up, down" and failed.detail.count("body of a control flow") == 2
+    np.savez(tmp_path / "x.npz", c=np.array(False), **feeds())
+    assert porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz").ok, "the branch is not taken"
+
+
 # --- memory and sizes -----------------------------------------------------------------------------------------------
 
 
