@@ -80,6 +80,20 @@ def test_what_a_graph_computes_in_decides(
     assert (details["precision"], details["precision_mode"]) == (chosen, f"--precision_mode_v2={mode}")
 
 
+def test_casts_at_the_ends_of_a_half_graph_make_it_no_other(tmp_path: Path) -> None:
+    float16, cast = onnx.TensorProto.FLOAT16, onnx.helper.make_node
+    nodes = [cast("Cast", ["x"], ["a"], name="in", to=float16), cast("Exp", ["a"], ["b"], name="exp")]
+    nodes.append(cast("Cast", ["b"], ["y"], name="out", to=onnx.TensorProto.FLOAT))
+    inputs, outputs = ([onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4])] for name in "xy")
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "half", inputs, outputs),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    assert porting.check(tmp_path / "m.onnx", "Ascend910B3").details["precision"] == "fp16"
+
+
 def test_half_floats_are_not_widened_and_it_says_so(tmp_path: Path) -> None:
     kind = onnx.TensorProto.FLOAT16
     inputs, outputs = ([onnx.helper.make_tensor_value_info(name, kind, [4])] for name in "xy")

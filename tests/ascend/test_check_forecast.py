@@ -13,7 +13,11 @@ from tiny_encoders import make_encoder
 
 import porting
 from porting import cli
+from porting.ascend.exceptions import Exceptions
+from porting.ascend.overflow import forecast
 from porting.ascend.side_file_formats import read_keep_dtype
+from porting.ascend.side_files import SideFiles
+from porting.ascend.soc import find_soc
 from porting.errors import InputError, UsageError
 from tests import overflowing_models as models
 from tests.overflowing_models import WIDTH, feeds
@@ -161,6 +165,49 @@ def test_a_graph_in_half_floats_needs_no_forecast_for_them(tmp_path: Path) -> No
         verdict = porting.check(tmp_path / "half.onnx", soc, "fp16", inputs=tmp_path / "x.npz")
         assert verdict.ok and verdict.details["precision_mode"] == f"--precision_mode_v2={mode}"
         assert verdict.details["forecast"].startswith("none is needed")
+
+
+def test_what_no_file_can_name_is_rounded_in_the_second_forecast(tmp_path: Path) -> None:
+    # of two nodes that overflow one lies in a branch: with both kept all would be well, and only one can be
+    node, value = onnx.helper.make_node, models.value
+    inside = [node("Mul", ["x", "k"], ["t"], name="inside")]
+    large = onnx.helper.make_graph(inside, "then", [], [value("t", ["n", WIDTH])])
+    plain = onnx.helper.make_graph([node("Neg", ["x"], ["e"], name="other")], "else", [], [value("e", ["n", WIDTH])])
+    nodes = [node("If", ["c"], ["i"], name="if", then_branch=large, else_branch=plain)]
+    nodes.append(node("Div", ["i", "k"], ["y"], name="back"))
+    inputs, outputs = [value("x", ["n", WIDTH]), value("c", [], onnx.TensorProto.BOOL)], [value("y", ["n", WIDTH])]
+    onnx.save(models.model(nodes, [models.tensor("k", 3e5)], inputs, outputs), str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", c=np.array(True), **feeds())
+    files = tmp_path / "files"
+    options = ("--inputs", tmp_path / "x.npz", "--write-exceptions", files, "--quiet")
+    assert run("check", tmp_path / "m.onnx", "--target", "Ascend310P3", *options) == 1
+    assert read_keep_dtype((files / "keep_dtype.cfg").read_text())[0] == ["back"]
+    forecast = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz").details["forecast"]
+    assert forecast["with_exceptions"]["kept"] == ["back"] and not forecast["with_exceptions"]["passes"]
+    assert [n["node"] for n in forecast["with_exceptions"]["overflows"]] == ["inside"]
+
+
+def test_what_is_not_kept_is_listed_with_its_reason_overflowing_or_not() -> None:
+    again = forecast(models.program(models.large_product()), feeds(), soc=find_soc("Ascend310P3"))
+    found = Exceptions(again, again, SideFiles((), {"other": "a reason"}, ())).details()["not_kept"]
+    assert found.keys() == {"other", "product", "back"} and found["other"] == "a reason"
+    assert "takes fp16 only" in found["product"] and "although others are kept" in found["back"]
+
+
+def test_a_text_gets_the_tokens_that_a_bare_prompt_gets(tiny_tokenizer: bytes, tmp_path: Path) -> None:
+    make(tmp_path / "llama", "LlamaForCausalLM", vocab_size=260)
+    described = json.loads(tiny_tokenizer)
+    sequence = [{"SpecialToken": {"id": "!", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"!": {"id": "!", "ids": [0], "tokens": ["!"]}}
+    described["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": sequence,
+        "pair": sequence,
+        "special_tokens": special,
+    }
+    (tmp_path / "llama" / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match="has 9 tokens"):
+        porting.check(tmp_path / "llama", "Ascend310P3", text="8 tokens", gears="sequence=1,capacity=8; sequence=4,capacity=8")
 
 
 def test_nodes_in_branches_are_named_one_by_one(tmp_path: Path) -> None:

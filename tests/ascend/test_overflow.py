@@ -374,6 +374,17 @@ def test_floats_that_are_not_float32_are_said_to_be_unseen() -> None:
     assert found.keys() == {"widen", "square"} and "float64" in found["square"]
 
 
+@pytest.mark.parametrize(("precision", "unseen"), [("fp16", {"shorten"}), ("bf16", set())])
+def test_floats_that_are_in_the_asked_format_already_stay(precision: str, unseen: set[str]) -> None:
+    nodes = [
+        node("Cast", ["x"], ["b"], name="shorten", to=TensorProto.BFLOAT16),
+        node("Cast", ["b"], ["f"], name="back", to=TensorProto.FLOAT),
+        node("Neg", ["f"], ["y"], name="negate"),
+    ]
+    made = program(model(nodes, outputs=[value("y", ["n", WIDTH])]))
+    assert {u.node for u in forecast(made, feeds(), soc=A2, precision=precision).unseen} == unseen
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_a_graph_without_float32_has_no_forecast(kind: int) -> None:
     nodes = [node("Neg", ["x"], ["y"])]
