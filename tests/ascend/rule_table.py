@@ -84,6 +84,10 @@ MISSING: Mapping[str, tuple[Case, Case]] = {
     "missing-center-crop-pad": (One("CenterCropPad"), RELU),
     "missing-losses": (One("NegativeLogLikelihoodLoss"), One("SoftmaxCrossEntropyLoss")),
     "missing-later": (One("CumProd", opset=26), One("CumSum")),
+    "missing-dynamic-lstm": (
+        One("DynamicQuantizeLSTM", domain="com.microsoft"),
+        One("DynamicQuantizeMatMul", domain="com.microsoft"),
+    ),
     "contrib-rewritten": (One("BiasGelu", domain="com.microsoft"), One("BiasGelu", domain="mine")),
     "contrib": (One("QAttention", domain="com.microsoft"), One("BiasGelu", domain="com.microsoft")),
     "missing-ml": (One("TreeEnsemble", domain="ai.onnx.ml"), RELU),

@@ -48,10 +48,10 @@ def _floats(make: Maker, value: ir.Value) -> ir.Value:
 def _shifted(make: Maker, value: ir.Value, zero: ir.Value | None) -> ir.Value:
     """value - zero in floats. zero: shaped to be subtracted, None for 0"""
     wide = _floats(make, value)
-    return wide if _is_zero(zero) or zero is None else make("Sub", wide, _floats(make, zero))
+    return wide if is_zero(zero) or zero is None else make("Sub", wide, _floats(make, zero))
 
 
-def _is_zero(value: ir.Value | None) -> bool:
+def is_zero(value: ir.Value | None) -> bool:
     tensor = frozen(value)
     return value is None or (tensor is not None and tensor.size <= EXACT >> 10 and not tensor.numpy().any())
 
@@ -67,7 +67,7 @@ def _along(make: Maker, value: ir.Value, axis: int, rank: int) -> ir.Value:
 
 def _zero(make: Maker, zero: ir.Value | None, axis: int, rank: int) -> ir.Value | None:
     """A zero point in floats, shaped as _along does; None for 0."""
-    if zero is None or _is_zero(zero):
+    if zero is None or is_zero(zero):
         return None
     known: ir.Value | None = zero.meta.get(WHOLE)  # one number: what quantises dynamically has no other
     return known if known is not None else make("Cast", _along(make, zero, axis, rank), to=int(FLOAT))
@@ -97,10 +97,10 @@ def _largest(value: ir.Value, zero: ir.Value | None) -> int:
     """What the integers of a value are at most, less their zero."""
     if value.dtype not in (ir.DataType.UINT8, ir.DataType.INT8):
         raise Refused(f"integers of {value.dtype}")
-    return 255 if not _is_zero(zero) or value.dtype == ir.DataType.UINT8 else 128
+    return 255 if not is_zero(zero) or value.dtype == ir.DataType.UINT8 else 128
 
 
-def _parts(count: int, terms: int, largest: int) -> list[tuple[int, int]]:
+def exact_parts(count: int, terms: int, largest: int) -> list[tuple[int, int]]:
     """0 .. count - 1 in parts, so that `terms` products for each stay exact. raises: Refused"""
     size = EXACT // (terms * largest)
     if size == 0 or count == 0 or math.ceil(count / size) > MOST_PARTS:
@@ -108,7 +108,7 @@ def _parts(count: int, terms: int, largest: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _sum(make: Maker, parts: list[ir.Value]) -> ir.Value:
+def sum_of_parts(make: Maker, parts: list[ir.Value]) -> ir.Value:
     """Sums in float32, each exact, added up in int32."""
     total = make("Cast", parts[0], to=int(INT32))
     for part in parts[1:]:
@@ -134,7 +134,7 @@ def _dequantize_linear(make: Maker) -> ir.Value:
     q, scale, zero = make.input(0), make.input(1), make.optional(2)
     _require([q, zero], *RANGES, INT32)
     _require([scale, make.node.outputs[0]], FLOAT)
-    if make.int("block_size", 0) or (q.dtype == INT32 and not _is_zero(zero)):
+    if make.int("block_size", 0) or (q.dtype == INT32 and not is_zero(zero)):
         raise Refused("by blocks, or a zero that is subtracted from 32 bits")
     rank, axis = rank_of(q), make.int("axis", 1)
     values, from_ = _floats(make, q), _zero(make, zero, axis, rank)
@@ -142,10 +142,18 @@ def _dequantize_linear(make: Maker) -> ir.Value:
 
 
 def _dynamic_quantize_linear(make: Maker) -> list[ir.Value]:
-    """Scale and zero from the smallest and the largest number; scale 1 where there is nothing but zero, as onnxruntime has it."""
+    """Scale and zero from the smallest and the largest number."""
     x = make.input(0)
     _require([x], FLOAT)
-    axes, none = list(range(rank_of(x))), make.scalar(0, FLOAT)
+    scale, whole = quantisation(make, x, rank_of(x))
+    zero = make("Cast", whole, to=int(ir.DataType.UINT8))
+    zero.meta[WHOLE] = whole
+    return [_quantised(make, x, scale, whole, ir.DataType.UINT8), scale, zero]
+
+
+def quantisation(make: Maker, x: ir.Value, rank: int) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero, both () floats, that take floats to 0 .. 255; scale 1 where there is nothing but zero, as onnxruntime has it."""
+    axes, none = list(range(rank)), make.scalar(0, FLOAT)
     low = make("Min", make.reduce("ReduceMin", x, axes, keepdims=0), none)
     high = make("Max", make.reduce("ReduceMax", x, axes, keepdims=0), none)
     flat = make("Equal", high, low)
@@ -153,41 +161,39 @@ def _dynamic_quantize_linear(make: Maker) -> list[ir.Value]:
     scale = make("Where", flat, make.scalar(1, FLOAT), step)
     where = make("Div", make("Sub", none, low), scale)
     whole = make("Round", make("Clip", where, make.scalar(0, FLOAT), make.scalar(255, FLOAT)))
-    zero = make("Cast", whole, to=int(ir.DataType.UINT8))
-    zero.meta[WHOLE] = whole
-    return [_quantised(make, x, scale, whole, ir.DataType.UINT8), scale, zero]
+    return scale, whole
 
 
 def _product(make: Maker, a: ir.Value, b: ir.Value, za: ir.Value | None, zb: ir.Value | None) -> ir.Value:
     """int32 (.., M, N) of integers (.., M, K) and (.., K, N). Zeros may be one a row of a, and one a column of b."""
     count = fixed(b, -2) if rank_of(b) > 1 else fixed(b, 0)
-    parts = _parts(count, 1, _largest(a, za) * _largest(b, zb))
+    parts = exact_parts(count, 1, _largest(a, za) * _largest(b, zb))
     if rank_of(a) < 2 or rank_of(b) < 2:
         raise Refused("vectors")
-    rows = make.unsqueeze(za, 1) if za is not None and rank_of(za) == 1 and not _is_zero(za) else za
+    rows = make.unsqueeze(za, 1) if za is not None and rank_of(za) == 1 and not is_zero(za) else za
     left, right = _shifted(make, a, rows), _shifted(make, b, zb)
     last = rank_of(a) - 1, rank_of(b) - 2
     if len(parts) == 1:
-        return _sum(make, [make("MatMul", left, right)])
+        return sum_of_parts(make, [make("MatMul", left, right)])
     cut = [(make.part(left, *part, last[0]), make.part(right, *part, last[1])) for part in parts]
-    return _sum(make, [make("MatMul", *pair) for pair in cut])
+    return sum_of_parts(make, [make("MatMul", *pair) for pair in cut])
 
 
 def _convolved(make: Maker, x: ir.Value, w: ir.Value, zx: ir.Value | None, zw: ir.Value | None) -> ir.Value:
     """int32, of integers x (B, C, ..) and w (M, C / group, ..). One zero for x; one, or one a channel, for w."""
     rank, group = rank_of(w), make.int("group", 1)
     window = math.prod(fixed(w, axis) for axis in range(2, rank))
-    parts = _parts(fixed(w, 1), window, _largest(x, zx) * _largest(w, zw))
+    parts = exact_parts(fixed(w, 1), window, _largest(x, zx) * _largest(w, zw))
     if len(parts) > 1 and group != 1:
         raise Refused("sums of groups that are not exact in float32")
-    if zw is not None and not _is_zero(zw) and rank_of(zw) == 1:
+    if zw is not None and not is_zero(zw) and rank_of(zw) == 1:
         zw = make.unsqueeze(zw, *range(1, rank))
     left, right = _shifted(make, x, zx), _shifted(make, w, zw)  # padding is with 0 now, which the zero point was
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in make.node.attributes.items()}
     if len(parts) == 1:
-        return _sum(make, [make("Conv", left, right, **attributes)])
+        return sum_of_parts(make, [make("Conv", left, right, **attributes)])
     cut = [(make.part(left, *part, 1), make.part(right, *part, 1)) for part in parts]
-    return _sum(make, [make("Conv", *pair, **attributes) for pair in cut])
+    return sum_of_parts(make, [make("Conv", *pair, **attributes) for pair in cut])
 
 
 def _mat_mul_integer(make: Maker) -> ir.Value:
@@ -207,7 +213,7 @@ def _rescaled(make: Maker, sums: ir.Value, scales: list[ir.Value], zero: ir.Valu
     if kind not in RANGES or (rank_of(zero) and fixed(zero, 0) != 1):
         raise Refused("a result quantised by rows")
     scaled = make("Round", make("Mul", make("Cast", sums, to=int(FLOAT)), factor))
-    return _saturated(make, scaled, None if _is_zero(zero) else _floats(make, zero), kind)
+    return _saturated(make, scaled, None if is_zero(zero) else _floats(make, zero), kind)
 
 
 def _q_linear_mat_mul(make: Maker) -> ir.Value:

@@ -50,8 +50,12 @@ def _usual(make: Maker, given: Given) -> list[ir.Value | None]:
 def _step(
     steps: Steps, own: Direction, projected: ir.Value, state: ir.Value | None, cell: ir.Value | None
 ) -> tuple[ir.Value, ir.Value | None]:
+    return lstm_gates(steps, own, steps.plus(projected, steps.recurrence(own, state)), cell)
+
+
+def lstm_gates(steps: Steps, own: Direction, total: ir.Value, cell: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+    """The next state and cell, each (1, B, H), from what the gates are given (1, B, 4*H) in the order i o f c."""
     make, (f, g, h) = steps.make, own.activations
-    total = steps.plus(projected, steps.recurrence(own, state))
     i, o, forget, c = (steps.gate(total, n) for n in range(4))
     if own.peepholes is not None and cell is not None:
         i, forget = (make("Add", v, make("Mul", own.peepholes[n], cell)) for v, n in ((i, 0), (forget, 2)))

@@ -53,14 +53,18 @@ class Steps:
     def __init__(self, make: Maker, given: Given, gates: int, usual: Sequence[str]) -> None:
         self.make, self.given, self.gates = make, given, gates
         self.kind = float_type(given.x)
-        self.steps, self.size = fixed(given.x, 0), fixed(given.recurrent, 2)
+        self.steps, self.size = fixed(given.x, 0), self.width(given)
         how = make.text("direction", "forward")
         self.backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[how]
         if self.steps * len(self.backwards) > MOST_STEPS:
             raise Refused(f"{self.steps} steps")
-        self._activations = activations_of(make.node, list(usual) * len(self.backwards))
+        self.activations = activations_of(make.node, list(usual) * len(self.backwards))
         clip = make.float("clip", 0.0) if "clip" in make.node.attributes else None
         self._bounds = None if clip is None else (make.scalar(-clip, self.kind), make.scalar(clip, self.kind))
+
+    def width(self, given: Given) -> int:
+        """H. raises: Refused"""
+        return fixed(given.recurrent, 2)
 
     def run(self, step: Step) -> list[ir.Value | None]:
         """Y (T, D, B, H), Y_h (D, B, H), Y_c (D, B, H) of an LSTM; None for those that nobody reads."""
@@ -80,7 +84,7 @@ class Steps:
 
     def _direction(self, which: int, backwards: bool, step: Step) -> tuple[list[ir.Value], ir.Value, ir.Value | None]:
         """States after every step (1, B, H) in the order of x, and the last state and cell."""
-        make, own = self.make, self._own(which)
+        make, own = self.make, self.direction(which)
         state, cell = (None if v is None else make.part(v, which, which + 1, 0) for v in (self.given.state, self.given.cell))
         made: list[ir.Value] = []
         for t in reversed(range(self.steps)) if backwards else range(self.steps):
@@ -100,7 +104,7 @@ class Steps:
             raise Refused("no steps")
         return (made[::-1] if backwards else made), state, cell
 
-    def _own(self, which: int) -> Direction:
+    def direction(self, which: int) -> Direction:
         make, given, width = self.make, self.given, self.gates * self.size
         weights, recurrent = (
             make("Transpose", make.part(m, which, which + 1, 0), perm=[0, 2, 1]) for m in (given.weights, given.recurrent)
@@ -110,12 +114,18 @@ class Steps:
             bias = make.part(given.bias, which, which + 1, 0)  # (1, 2*G*H)
             projected = make("Add", projected, make.part(bias, 0, width, 1))
             recurrent_bias = make.part(bias, width, 2 * width, 1)
-        peepholes = None
-        if given.peepholes is not None:
-            three = make.part(given.peepholes, which, which + 1, 0)
-            peepholes = [make.part(three, i * self.size, (i + 1) * self.size, 1) for i in range(3)]
-        each = len(self._activations) // len(self.backwards)
-        return Direction(projected, recurrent, recurrent_bias, peepholes, self._activations[which * each : which * each + each])
+        return Direction(projected, recurrent, recurrent_bias, self.peepholes(which), self.activations_of_one(which))
+
+    def peepholes(self, which: int) -> list[ir.Value] | None:
+        """i o f of one direction, each (1, H)."""
+        if self.given.peepholes is None:
+            return None
+        three = self.make.part(self.given.peepholes, which, which + 1, 0)
+        return [self.make.part(three, i * self.size, (i + 1) * self.size, 1) for i in range(3)]
+
+    def activations_of_one(self, which: int) -> list[str]:
+        each = len(self.activations) // len(self.backwards)
+        return self.activations[which * each : which * each + each]
 
     # --- parts of a step ----------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from .constant_forms import constant_forms
 from .conv_kernel_shape import conv_kernel_shape
 from .conv_transpose import conv_transpose
 from .dequantize import dequantize
+from .dynamic_quantize_lstm import dynamic_quantize_lstm
 from .einsum import einsum
 from .empty_parts import empty_parts
 from .expand_constant import expand_constant
@@ -89,6 +90,7 @@ EXPAND: Sequence[tuple[str, ModelPass]] = (
     ("unroll_loop", unroll_loop),  # first: what is in the body is rewritten with all else
     ("linear_contrib", linear_contrib),
     ("dequantize", dequantize),
+    ("dynamic_quantize_lstm", dynamic_quantize_lstm),
     ("rnn", rnn),
     ("rms_normalization", rms_normalization),
     ("rotary_embedding", rotary_embedding),
