@@ -80,7 +80,7 @@ class QuantisedSteps(Steps):
         if stored.dtype not in (ir.DataType.UINT8, ir.DataType.INT8):
             raise Refused(f"weights of {stored.dtype}")
         largest = 128 if is_zero(zero) and stored.dtype == ir.DataType.INT8 else 255
-        return Weights(integers, make.part(make.input(scale), 0, 1, 0), fixed(stored, 1), largest)
+        return Weights(integers, make.part(make.input(scale), which, which + 1, 0), fixed(stored, 1), largest)
 
     def _shifted(self, x: ir.Value, rank: int) -> tuple[ir.Value, ir.Value]:
         """x as integers less their zero, in floats; and its scale."""
