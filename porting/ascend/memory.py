@@ -146,7 +146,7 @@ def memory_bound(
 ) -> MemoryBound:
     """What a graph needs at least. No weight is read.
 
-    gears:    name -> free dimension of an input -> its size; left out: the graph as it is
+    gears:    name -> free dimension of an input -> its size; left out: the graph as it is. One that is inside another is not looked at
     capacity: size of the axis along which state grows, where its shape leaves that open
     raises:   UsageError for a precision or dimension that is none
     """
@@ -155,7 +155,7 @@ def memory_bound(
     state = {pair.input for pair in graph.state.pairs} | {pair.output for pair in graph.state.pairs}
     free = _free_dimensions(graph)
     alive, cache = {}, 0
-    for name, sizes in (gears or {"": {}}).items():
+    for name, sizes in _outer(gears or {"": {}}).items():
         unknown = sorted(set(sizes) - free)
         if unknown:
             raise UsageError(
@@ -181,6 +181,15 @@ def boards(bound: MemoryBound, soc: Soc, device_memory: int | None = None) -> li
     sizes = soc.boards if device_memory is None else (device_memory,)
     source = f"boards with {soc.name}" if device_memory is None else "--device-memory"
     return [Board(size, max(1, math.ceil(bound.total / size)), source) for size in sizes]
+
+
+def _outer(gears: Mapping[str, Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
+    """The gears without those that are no larger than another in any dimension: their fullest moment is no fuller."""
+
+    def inside(a: Mapping[str, int], b: Mapping[str, int]) -> bool:
+        return a.keys() == b.keys() and a != b and all(size <= b[dim] for dim, size in a.items())
+
+    return {name: sizes for name, sizes in gears.items() if not any(inside(sizes, other) for other in gears.values())}
 
 
 def _free_dimensions(graph: Graph) -> set[str]:

@@ -40,11 +40,12 @@ def chain() -> Graph:
 
 
 def test_weights_and_the_fullest_moment_by_hand() -> None:
-    found = memory_bound(chain(), "fp32", {"n=1": {"n": 1}, "n=8": {"n": 8}})
-    assert found.weights == 4 * 15_000 and found.cache == 0
+    one = memory_bound(chain(), "fp32", {"n=1": {"n": 1}})
     # the input stays, a becomes b in its place, then b and y are there
-    assert found.gears["n=1"].nbytes == 4 * (10 + 1000 + 5) and found.gears["n=1"].node == "y"
-    assert found.fullest == found.gears["n=8"] and found.fullest.nbytes == 8 * found.gears["n=1"].nbytes
+    assert one.gears["n=1"].nbytes == 4 * (10 + 1000 + 5) and one.gears["n=1"].node == "y"
+    found = memory_bound(chain(), "fp32", {"n=1": {"n": 1}, "n=8": {"n": 8}})
+    assert found.weights == 4 * 15_000 and found.cache == 0 and list(found.gears) == ["n=8"], "the other is inside it"
+    assert found.fullest.nbytes == 8 * one.gears["n=1"].nbytes
     assert found.total == found.weights + found.fullest.nbytes and "workspace" in found.content()["unknown"][0]
 
 
