@@ -79,6 +79,8 @@ class TorchSource:
     made by `open_module`, `open_factory` and `torch_files.open_torch_file`
     """
 
+    cut = None  # what a torch program gives, its own code says
+
     def __init__(
         self,
         function: Any,

@@ -148,6 +148,8 @@ def convert(
     example_inputs: Any = None,
     dynamic: Mapping[str, Any] | None = None,
     state: Mapping[str, str] | None = None,
+    outputs: Sequence[str] = (),
+    fix: Mapping[str, Any] | None = None,
     allow_pickle: bool = False,
     cann: str | None = None,
     gears: str | Request | None = None,
@@ -172,6 +174,8 @@ def convert(
     example_inputs: of a torch module: a tuple of tensors, or a mapping by name; a list of those for several
     dynamic:        of a torch module: input name -> {axis: name} of the dimensions that are free
     state:          input name -> output name of what a graph carries from run to run
+    outputs:        of an .onnx file: values of its graph (or nodes with one output) at which it ends, as in ("boxes", "scores")
+    fix:            of an .onnx file: input name -> the number that it always is, as in {"sr": 16000}
     allow_pickle:   run the code that is in a .pt2, a TorchScript file or a pickle
     cann:           of an Ascend target: the release that it will be compiled with; every one that is known when left out
     gears:          of an Ascend target: the shapes that it is compiled for, as in "batch=1,seq=64; batch=1,seq=128"; the port then takes
@@ -187,6 +191,7 @@ def convert(
     require_free(destination, force)
     wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing, paths_of(calibration), keep_float)
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
+    options |= {"outputs": outputs, "fix": fix}
     with opened(source, **options) as found:
         canonical = canonical_graph(found, highest_opset_of(wanted))
         compilation = compilation_of(canonical, wanted, precision, wishes)

@@ -101,6 +101,7 @@ def judgement_of_graph(
         source.outputs,
         pairs,
         source.onnx_path,
+        source.cut,
         generated_for(source, gears) if source.examples or inputs else None,
         free=not gears,
     )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from porting.branches import Branch, branches_of
+from porting.cuts import Cut
 from porting.errors import InputError, PortingError
 from porting.feeds import Cases
 from porting.graph_outputs import Expected, ExpectedArray, compressed, is_exact, relative_error, small_scales
@@ -96,6 +97,7 @@ class OriginalReference:
     random:      nodes that draw random numbers, once prepared
     onnx_path:   the model as ONNX before any pass: its branches are forced and its noise is measured there. None for a model that never was
                  a graph: then the noise is the port's own, and nothing is forced
+    cut:         how far that model is taken, and which inputs are constants
     """
 
     make: Callable[[], Original]
@@ -104,6 +106,7 @@ class OriginalReference:
     outputs: Sequence[TensorSpec]
     pairs: Sequence[StatePair] = ()
     onnx_path: Path | None = None
+    cut: Cut | None = None
     spare: Callable[[], Cases] | None = None
     free: bool = True
     kind: str = "upstream"
@@ -133,7 +136,7 @@ class OriginalReference:
             original.close()
         self._force_branches()
         if self.onnx_path is not None:
-            measure_noise(self.recorded, self.onnx_path, self.pairs)
+            measure_noise(self.recorded, self.onnx_path, self.pairs, self.cut)
         self.details["sizes"] = {
             name: {n: list(np.shape(v)) for n, v in feeds.items()} for name, feeds in self.cases.feeds.items()
         }
@@ -149,7 +152,7 @@ class OriginalReference:
             return None
         from porting.converters.checkpoints.onnx_file import read_proto
 
-        graph = read_proto(self.onnx_path).graph
+        graph = read_proto(self.onnx_path, self.cut).graph
         self.conditionals, self.random = conditionals(graph), random_nodes(graph)
         # what depends on shapes alone counts: it may vary from case to case, and `valued_names` leaves it out
         reached = {spec.name: valued_names(graph, spec.name) for spec in self.inputs}
@@ -175,7 +178,7 @@ class OriginalReference:
         left = {}
         for branch, why in branches.items():
             try:
-                original = OnnxOriginal(self.onnx_path, forced=branch.forced)  # type: ignore[arg-type]
+                original = OnnxOriginal(self.onnx_path, forced=branch.forced, cut=self.cut)  # type: ignore[arg-type]
             except PortingError as error:
                 left[branch] = printable(error.what)
                 continue
@@ -210,13 +213,13 @@ class OriginalReference:
         self.details["chunks_equal_the_whole"] = bool(max(errors.values()) <= 2 * noise)
 
 
-def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[StatePair]) -> None:
+def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[StatePair], cut: Cut | None = None) -> None:
     """Fill in the noise of every run, and the elements of exact outputs that roundings change.
 
     The graph with errors is held against the same graph without, never against the reference: what the graph computes wrongly would
     count as noise, and hide itself.
 
-    path: the graph to measure on. raises: InputError, RuntimeFailed, OutOfResources
+    path, cut: the graph to measure on. raises: InputError, RuntimeFailed, OutOfResources
     """
     models: dict[str, tuple[OnnxOriginal, NoisyOriginal]] = {}
     plain = {one.run.parts[0].case: one for one in recorded if not one.run.forced and not one.run.start}
@@ -227,8 +230,8 @@ def measure_noise(recorded: Sequence[Recorded], path: Path, pairs: Sequence[Stat
             continue
         key = repr(sorted(one.run.forced.items()))
         if key not in models:
-            noisy = NoisyOriginal(path, {**one.run.steps[0], **one.run.start}, one.run.forced)
-            models = {key: (OnnxOriginal(path, one.run.forced), noisy)}  # one at a time in memory
+            noisy = NoisyOriginal(path, {**one.run.steps[0], **one.run.start}, one.run.forced, cut)
+            models = {key: (OnnxOriginal(path, one.run.forced, cut=cut), noisy)}  # one at a time in memory
         exact, noisy = models[key]
         without = execute(exact, one.run, pairs)
         found = [_Errors() for _ in one.steps]

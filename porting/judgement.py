@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from porting.conversion import GRAPH, LANGUAGE_MODEL, Canonical, canonical_graph
+from porting.cuts import cut_config
 from porting.encoder_validation import judgement_of_encoder, judgement_of_encoder_golden, judgement_of_encoder_port
 from porting.errors import EvidenceUnavailable, InputError, UsageError
 from porting.gear_runs import Gear
@@ -131,7 +132,7 @@ def judgement_for(
         yield judgement_of_golden(path, inputs, kind)
     else:
         module = not (against is None or path is not None or is_graph(against) or is_checkpoint(against))
-        same = _as_the_port(port, module or (path is not None and begins_like_torch(path)), options)
+        same = _as_the_port(port, path, module or (path is not None and begins_like_torch(path)), options)
         if "input_specs" in same and not options.get("input_specs"):
             _require_sizes_of_port(port, same["input_specs"], inputs)
         with opened(against, inputs=inputs, **same) as source:
@@ -145,16 +146,22 @@ def judgement_for(
             yield judgement_of_source(canonical, inputs, port.program().gears)
 
 
-def _as_the_port(port: Port, torch: bool, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for the source of a port: what it takes and carries is what the port takes and carries, unless said otherwise.
+def _as_the_port(port: Port, path: Path | None, torch: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for the source of a port: what it takes and carries is what the port takes and carries, unless said otherwise. A file is cut as
+    the port's was.
 
+    path:  of the source, where it has one
     torch: whether the source is a torch module or a file of torch, which is exported again for the inputs it is given
     """
-    program, given = port.program(), {name: value for name, value in options.items() if value not in (None, [], {})}
+    program, given = port.program(), {name: value for name, value in options.items() if value not in (None, [], (), {})}
     if port.manifest["kind"] != GRAPH:
         return given
     if program.state.pairs:
         given.setdefault("state", {pair.input: pair.output for pair in program.state.pairs})
+    if path is not None and not torch:
+        cut = cut_config(port.manifest["config"])
+        cuts = {"outputs": cut.outputs, "fix": cut.fixed}
+        given = {**{name: value for name, value in cuts.items() if value}, **given}
     if given.get("model") or torch:
         hidden = {pair.input for pair in program.state.pairs}
         given.setdefault("input_specs", [spec for spec in program.inputs if spec.name not in hidden])

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from porting.backends.onnx_program import ELEMENT_TYPES, subgraphs
+from porting.cuts import Cut
 from porting.errors import PortingError
 from porting.numerics.graph_noise import DRAW, summed, with_noise
 from porting.onnx_facts import force, nodes_of
@@ -25,17 +26,21 @@ Types = dict[str, tuple[int, "tuple[int, ...] | None"]]
 class NoisyOriginal:
     """An .onnx file with random errors after every operator that rounds; every run draws anew, the same in every process."""
 
-    def __init__(self, path: Path, feeds: Mapping[str, Any], forced: Mapping[str, bool] | None = None) -> None:
+    def __init__(
+        self, path: Path, feeds: Mapping[str, Any], forced: Mapping[str, bool] | None = None, cut: Cut | None = None
+    ) -> None:
         """
         feeds:  whose shapes say how long the sums are
+        cut:    as OnnxOriginal takes it
         raises: InputError, RuntimeFailed, OutOfResources
         """
-        from porting.converters.checkpoints.onnx_file import read_proto
+        from porting.converters.checkpoints.onnx_file import read_proto, weights_folder
 
-        proto = read_proto(path)
+        proto = read_proto(path, cut)
         force(proto.graph, forced or {})
-        noisy = with_noise(proto, types_of(proto, path.parent, feeds))
-        self._session, _ = open_untouched(noisy.SerializeToString(), path.parent)
+        folder = weights_folder(path)
+        noisy = with_noise(proto, types_of(proto, folder, feeds))
+        self._session, _ = open_untouched(noisy.SerializeToString(), folder)
         self._counts = any(tensor.name == DRAW for tensor in noisy.graph.initializer)
         self._draws = 0
         self._names = [value.name for value in self._session.get_outputs()]
@@ -113,9 +118,9 @@ def _collect(graph: onnx.GraphProto, found: Types) -> None:
 
 def lengths_of(path: Path, feeds: Mapping[str, Any]) -> list[int]:
     """How many terms each operator of a file sums, of those that sum."""
-    from porting.converters.checkpoints.onnx_file import read_proto
+    from porting.converters.checkpoints.onnx_file import read_proto, weights_folder
 
     proto = read_proto(path)
-    types = types_of(proto, path.parent, feeds)
+    types = types_of(proto, weights_folder(path), feeds)
     shapes = {name: shape for name, (_, shape) in types.items() if shape is not None}
     return [n for _, node in nodes_of(proto.graph) if (n := summed(node, shapes)) > 1]

@@ -13,6 +13,7 @@ import numpy as np
 
 from porting.backends.onnx_program import ELEMENT_TYPES
 from porting.backends.onnxruntime import NATIVE, import_runtime, translated
+from porting.cuts import Cut
 from porting.dtypes import dtype_of
 from porting.errors import InputError, PortingError, RuntimeFailed, UnsupportedModel, nearest
 from porting.onnx_facts import force
@@ -32,19 +33,24 @@ class OnnxOriginal:
     outputs:     what comes out
     """
 
-    def __init__(self, path: str | Path, forced: Mapping[str, bool] | None = None, optimised: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, forced: Mapping[str, bool] | None = None, optimised: bool = False, cut: Cut | None = None
+    ) -> None:
         """
         forced:    name of an If node -> the branch that is taken, whatever its condition says; names as `read_proto` gives them
         optimised: with all of onnxruntime's optimisations, to measure against; never as a reference
-        raises:    InputError (no such file, no such If node, or onnxruntime does not take it), RuntimeFailed (nor with `forced`),
+        cut:       how far it is run, and which inputs are constants
+        raises:    UsageError (a cut that does not fit), InputError (no such file, no such If node, or onnxruntime does not take it), RuntimeFailed (nor with `forced`),
                    OutOfResources
         """
+        from porting.converters.checkpoints.onnx_file import weights_folder
+
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"no such file: {path}", where=WHERE)
         try:
-            model = self._forced(forced) if forced else str(self.path)
-            self._session, how = open_untouched(model, self.path.parent, optimised)
+            model = self._edited(forced or {}, cut) if forced or cut else str(self.path)
+            self._session, how = open_untouched(model, weights_folder(self.path), optimised)
         except PortingError as error:
             if forced:
                 raise
@@ -52,16 +58,17 @@ class OnnxOriginal:
                 raise self._not_taken(error) from error
             # names are no mathematics, and onnxruntime's own writer gives one twice; `read_proto` makes them unique
             try:
-                self._session, how = open_untouched(self._forced({}), self.path.parent, optimised)
+                self._session, how = open_untouched(self._edited({}, cut), weights_folder(self.path), optimised)
             except PortingError as again:
                 raise self._not_taken(again) from again
             how += ", nodes renamed where two have one name"
         runtime = import_runtime("cpu")
-        self.description = f"onnxruntime {runtime.__version__} on the untouched file, {how}"
+        part = f" {cut}" if cut else ""
+        self.description = f"onnxruntime {runtime.__version__} on the untouched file{part}, {how}"
         if forced:
             self.description += f", {len(forced)} If nodes forced"
-        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self.inputs = tuple(spec_of(value) for value in self._session.get_inputs())
+        self.outputs = tuple(spec_of(value) for value in self._session.get_outputs())
         self._plain = all(s.dtype in NATIVE or s.dtype == "string" or "(" in s.dtype for s in (*self.inputs, *self.outputs))
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,11 +90,11 @@ class OnnxOriginal:
         """Give everything back. Safe to call twice."""
         self._session = None
 
-    def _forced(self, forced: Mapping[str, bool]) -> bytes:
-        """The model with conditions fixed; its weights stay in the file. raises: InputError for an If that it has not"""
+    def _edited(self, forced: Mapping[str, bool], cut: Cut | None) -> bytes:
+        """The model cut, and with conditions fixed; its weights stay in the file. raises: InputError for an If that it has not"""
         from porting.converters.checkpoints.onnx_file import read_proto
 
-        proto = read_proto(self.path)
+        proto = read_proto(self.path, cut)
         missing = sorted(set(forced) - force(proto.graph, forced))
         if missing:
             raise InputError(f"the original has no If node {missing[0]!r}", where=str(self.path))
@@ -172,7 +179,7 @@ def _in_our_words(error: Exception) -> Exception:
     return ours
 
 
-def _spec(value: Any) -> TensorSpec:
+def spec_of(value: Any) -> TensorSpec:
     """onnxruntime's description of an input or output as ours. raises: InputError for maps and what else is no tensor or sequence of them"""
     kind = value.type
     sequence = kind.startswith("seq(") and kind.endswith(")")

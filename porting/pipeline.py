@@ -17,6 +17,7 @@ from porting.conversion import (
     wishes_for,
     write_canonical,
 )
+from porting.cuts import cut_details
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable
 from porting.inputs import paths_of
@@ -54,6 +55,8 @@ def port(
     example_inputs: Any = None,
     dynamic: Mapping[str, Any] | None = None,
     state: Mapping[str, str] | None = None,
+    outputs: Sequence[str] = (),
+    fix: Mapping[str, Any] | None = None,
     allow_pickle: bool = False,
     cann: str | None = None,
     gears: str | Request | None = None,
@@ -64,7 +67,8 @@ def port(
 ) -> Verdict:
     """Convert `source` into a port, compare it with a reference, and write the evidence into it.
 
-    source:  as `porting.convert` takes it; so are `output_or_examples`, `output`, `example_inputs`, `dynamic`, `state`, `allow_pickle`
+    source:  as `porting.convert` takes it; so are `output_or_examples`, `output`, `example_inputs`, `dynamic`, `state`, `outputs`, `fix`,
+             `allow_pickle`
     against: a golden; the original when left out (transformers for a checkpoint, else the untouched file or module itself)
     inputs:  .npz files to validate on, in place of the built-in or generated inputs; uint8 images for inputs that `preprocessing` describes
     cann:    as `porting.convert` takes it, and `gears`, `host_cpu` and `preprocessing`. For an Ascend target the lowered graph is compared on
@@ -82,6 +86,7 @@ def port(
     wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing, paths_of(calibration), keep_float)
     files, images = paths_of(inputs), () if wishes is None else wishes.images
     options = {"example_inputs": example_inputs, "dynamic": dynamic, "state": state, "allow_pickle": allow_pickle}
+    options |= {"outputs": outputs, "fix": fix}
     with as_numbers(images, files) as read, opened(source, inputs=read, **options) as found:
         canonical = canonical_graph(found, highest_opset_of(wanted))
         compilation = compilation_of(canonical, wanted, precision, wishes)
@@ -117,6 +122,7 @@ def port(
             "tensors_dropped": made.manifest["tensors"]["dropped"],
             **missing_weights(made),
             **constant_inputs(made),
+            **cut_details(made.manifest["config"]),
             **({"image_cases": list(pixels)} if pixels else {}),
             **forecast,
             **handed,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
+from porting.cuts import CUT_HERE, spelled
 from porting.verdict import Check, Verdict, printable
 
 WIDTH = 118
@@ -29,6 +31,7 @@ def verdict_text(verdict: Verdict) -> str:
     fixed = verdict.details.get("constant_inputs")
     if fixed:
         facts.append(f"constants of the port, though the file lets a caller feed them: {printable(', '.join(map(str, fixed)))}")
+    facts += cut_lines(verdict.details)
     lost = verdict.details.get("loses_most")
     if lost:
         facts.append(
@@ -46,6 +49,21 @@ def verdict_text(verdict: Verdict) -> str:
     if again:
         facts.append(f"again: {printable(str(again))}")
     return "\n".join([*parts, *facts])
+
+
+def cut_lines(details: Mapping[str, Any]) -> list[str]:
+    """What a file was cut down to, and how one that is blocked could be."""
+    found = []
+    if details.get("fixed_inputs"):
+        fixed = ", ".join(f"{name} = {spelled(value)}" for name, value in details["fixed_inputs"].items())
+        found.append(f"fixed inputs: {printable(fixed, 400)}")
+    if details.get("cut_outputs"):
+        found.append(f"cut off behind {printable(', '.join(map(str, details['cut_outputs'])), 400)}")
+    if details.get("cut_inputs"):
+        found.append(f"inputs that nothing needs any more: {printable(', '.join(map(str, details['cut_inputs'])), 400)}")
+    if details.get("cut_here"):
+        found.append(f"{CUT_HERE} {printable(shlex.join(details['cut_here']), 1000)}")
+    return found
 
 
 def memory_lines(memory: Mapping[str, Any] | None) -> list[str]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from porting.cuts import cut_of
 from porting.errors import InputError, UsageError, nearest
 from porting.types import Checkpoint, GraphSource, TensorSpec, is_checkpoint, is_graph
 
@@ -35,6 +36,8 @@ def open_source(
     example_inputs: Any = None,
     dynamic: Mapping[str, Any] | None = None,
     state: Mapping[str, str] | None = None,
+    outputs: Sequence[str] = (),
+    fix: Mapping[str, Any] | None = None,
 ) -> Checkpoint | GraphSource:
     """Open what is to be converted. Nothing is converted or exported yet.
 
@@ -49,6 +52,8 @@ def open_source(
     example_inputs: of a torch module: a tuple of tensors, or a mapping by name; a list of those for several
     dynamic:        input name -> {axis: name} of the dimensions that are free
     state:          input name -> output name of what the model carries from run to run
+    outputs:        of an .onnx file: values of the graph (or nodes with one output) that become its only outputs, in this order
+    fix:            of an .onnx file: input name -> the number that it always is
     raises:         UsageError for options that do not belong to this kind of source, InputError, CheckpointError, UnsupportedModel
     """
     if (source is None) == (model is None):
@@ -67,6 +72,8 @@ def open_source(
             where="--weights",
             next="--model package.module:factory --weights FILE; without --model, --weights takes 'link', 'copy'",
         )
+    if outputs or fix:
+        return _open_cut(source, outputs, fix, state, example_inputs=example_inputs, dynamic=dynamic, input_specs=input_specs)
     if model is not None:
         from porting.converters.torch_module import open_factory
 
@@ -107,12 +114,8 @@ def _open_path(
     from porting.converters.checkpoints.open import open_checkpoint
 
     path = Path(source)
-    if str(source) and path.suffix.lower() in ONNX_SUFFIXES and not path.is_dir():
-        from porting.converters.checkpoints.onnx_file import OnnxFile
-
-        _require_unused("an .onnx file has its own input names and shapes", example_inputs=example_inputs, dynamic=dynamic)
-        _require_unused("an .onnx file has its own inputs", input_specs=input_specs)
-        return OnnxFile(path, state=state)
+    if _is_onnx(source):
+        return _open_cut(source, (), None, state, example_inputs=example_inputs, dynamic=dynamic, input_specs=input_specs)
     if str(source) and begins_like_torch(path):
         from porting.converters.torch_files import open_torch_file, torch_file_kind
 
@@ -134,6 +137,33 @@ def _open_path(
         state=state,
     )
     return checkpoint
+
+
+def _open_cut(
+    source: Any, outputs: Sequence[str], fix: Mapping[str, Any] | None, state: Mapping[str, str] | None, **torch_only: Any
+) -> GraphSource:
+    """An .onnx file, or the part of it that is asked for. raises: UsageError for another source, and what OnnxFile raises"""
+    cut = cut_of(outputs, fix)
+    if not _is_onnx(source):
+        raise UsageError(
+            "only an .onnx file is cut, by its path",
+            where="outputs" if cut.outputs else "fix",
+            next="of a torch model: return what is wanted, and set constants, in the module's own code",
+        )
+    from porting.converters.checkpoints.onnx_file import OnnxFile
+
+    _require_unused("an .onnx file has its own inputs, with their names and shapes", **torch_only)
+    return OnnxFile(source, state=state, outputs=cut.outputs, fix=cut.fixed)
+
+
+def _is_onnx(source: Any) -> bool:
+    """Whether a path names an .onnx file, which need not be there."""
+    return (
+        isinstance(source, (str, Path))
+        and bool(str(source))
+        and Path(source).suffix.lower() in ONNX_SUFFIXES
+        and not Path(source).is_dir()
+    )
 
 
 def begins_like_torch(path: Path) -> bool:

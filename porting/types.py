@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from typing_extensions import TypeIs
 
+    from porting.cuts import Cut
+
 Array = Any  # numpy.ndarray, or whatever speaks DLPack (a torch tensor): the caller's kind goes in, the same kind comes out
 
 
@@ -112,6 +114,7 @@ class GraphSource(Protocol):
     facts:    JSON-able, into port.json: which exporter made it, opset, producer
     files:    what was read, for hashing
     examples: feeds that the user gave, by input name; empty when none were
+    cut:      how far the model at `onnx_path` is taken, and which of its inputs are constants; None where nothing can be cut
     """
 
     path: Path
@@ -119,6 +122,8 @@ class GraphSource(Protocol):
     name: str
     facts: Mapping[str, Any]
 
+    @property
+    def cut(self) -> Cut | None: ...
     @property
     def files(self) -> Sequence[Path]: ...
     @property

@@ -1,6 +1,6 @@
 """A model that comes as an .onnx file, read without running anything of it.
 
-    file -> onnx_wire.parse_model -> onnx_checks.checked -> `read_proto`'s message -> onnx-ir, weights as streams -> Graph
+    file -> onnx_wire.parse_model -> onnx_cut -> onnx_checks.checked -> `read_proto`'s message -> onnx-ir, weights as streams -> Graph
 
 Weights stay where they lie: the message holds none above INLINE_BYTES, and a port links the file they are in.
 """
@@ -18,12 +18,14 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from porting.cuts import Cut, cut_of
 from porting.dtypes import dtype_of
-from porting.errors import CheckpointError, UnsupportedModel, UsageError, nearest
+from porting.errors import CheckpointError, PortingError, UnsupportedModel, UsageError, nearest
 from porting.types import Graph, Original, StatePair, StateSpec, TensorSpec
 
 from .onnx_checks import checked
-from .onnx_order import bodies, standard
+from .onnx_cut import CutOff, cut_off, knows
+from .onnx_order import bodies, put_in_order, standard
 from .onnx_state import appended_axis
 from .onnx_tensors import TensorFiles
 from .onnx_wire import FETCH_AGAIN, parse_model
@@ -31,24 +33,35 @@ from .onnx_wire import FETCH_AGAIN, parse_model
 MIN_IR = 8  # of a graph given on: initializers that are no inputs came with 4, the types that a subgraph may give with 8
 FIRST_IR_WITH_DEFAULTS = 4
 NOT_READ = "no node reads it"
+CUT_OFF = "nothing reads it of what the model was cut down to"
 
 
-def read_proto(path: str | Path) -> onnx.ModelProto:
+def read_proto(path: str | Path, cut: Cut | None = None) -> onnx.ModelProto:
     """The model in a file: checked, put in order, functions inlined, every node with a name of its own, as `OnnxFile.graph` has it.
 
     External data is not loaded. Embedded initializers above 1 KiB are external data here too, of the file itself: whoever gives the bytes
-    of this message to a runtime names the file's folder as the place of external data.
+    of this message to a runtime names `weights_folder` as the place of external data.
 
-    raises: CheckpointError, UnsupportedModel (see onnx_checks)
+    cut:    where it ends, and which inputs are constants
+    raises: CheckpointError, UnsupportedModel (see onnx_checks), UsageError (a cut that does not fit)
     """
     files = TensorFiles(Path(path))
     try:
-        model = checked(parse_model(files.path), files)
+        model, _, _ = _read(files, cut or Cut())
         for tensor in _tensors_inside(model):  # onnxruntime would refuse to read those from a file that a port has linked
             files.embed(tensor)
+        for tensor in (*model.graph.initializer, *_tensors_inside(model)):
+            files.place_in(tensor, weights_folder(files.path))
         return ir.to_proto(_inlined(model, files.path)) if model.functions else model
     finally:
         files.close()
+
+
+def weights_folder(path: str | Path) -> Path:
+    """The folder that holds the file and its weights, of a file that is a link too: download caches link every file to one elsewhere, and
+    onnxruntime 1.31 takes no weights that a link leads out of the folder that it was told."""
+    folders = (os.path.realpath(Path(path).parent), os.path.dirname(os.path.realpath(path)))
+    return Path(os.path.commonpath(folders))
 
 
 class OnnxFile:
@@ -56,21 +69,27 @@ class OnnxFile:
 
     examples: feeds that the user gave, by input name
     state:    input name -> name of the output that is its value in the next run
+    outputs:  where the model ends: values of the graph, or nodes with one output; () for the file's own
+    fix:      input name -> the number that it always is
     """
 
     format = "onnx"
 
     def __init__(
-        self, path: str | Path, examples: Sequence[Mapping[str, Any]] = (), state: Mapping[str, str] | None = None
+        self,
+        path: str | Path,
+        examples: Sequence[Mapping[str, Any]] = (),
+        state: Mapping[str, str] | None = None,
+        outputs: Sequence[str] = (),
+        fix: Mapping[str, Any] | None = None,
     ) -> None:
-        """raises: CheckpointError, UnsupportedModel (see onnx_checks), UsageError (state that does not fit)"""
+        """raises: CheckpointError, UnsupportedModel (see onnx_checks), UsageError (state, outputs or fixed inputs that do not fit)"""
         self.path = Path(path)
         self.examples = tuple(examples)
+        self.cut = cut_of(outputs, fix)
         self._tensors = TensorFiles(self.path)
         try:
-            model = parse_model(self.path)
-            written_ir = model.ir_version
-            self._proto = checked(model, self._tensors)
+            self._proto, self._cut_off, written_ir = _read(self._tensors, self.cut)
             self.name = self._proto.graph.name or self.path.stem
             self.inputs, self._dropped_inputs = self._input_specs()
             self.outputs, self._unranked = self._output_specs()
@@ -86,6 +105,8 @@ class OnnxFile:
             # inputs that a caller of the file may leave out: constants of the port. Before IR 4 every initializer had to be listed so
             "constant_inputs": self._dropped_inputs if written_ir >= FIRST_IR_WITH_DEFAULTS else [],
             "outputs_of_unknown_rank": self._unranked,  # their shape is given as ()
+            **({"cut_outputs": [s.name for s in self.outputs], "cut_inputs": list(self._cut_off.inputs)} if outputs else {}),
+            **({"fixed_inputs": dict(self.cut.fixed)} if fix else {}),
         }
 
     @property
@@ -108,15 +129,18 @@ class OnnxFile:
         used = [value for graph in _graphs(model) for value in graph.initializers.values()]
         return {
             "used": sorted({str(value.name) for value in used}),
-            "dropped": [{"name": name, "reason": NOT_READ} for name in dropped],
+            "dropped": [
+                *({"name": name, "reason": NOT_READ} for name in dropped),
+                *({"name": name, "reason": CUT_OFF} for name in sorted(self._cut_off.tensors)),
+            ],
             "parameters": sum(math.prod(value.const_value.shape.numpy()) for value in used if value.const_value is not None),
         }
 
     def original(self) -> Original:
-        """The untouched file in plain onnxruntime. raises: as OnnxOriginal"""
+        """The untouched file in plain onnxruntime, as far as it is taken. raises: as OnnxOriginal"""
         from porting.original_onnx import OnnxOriginal
 
-        return OnnxOriginal(self.path)
+        return OnnxOriginal(self.path, cut=self.cut)
 
     def close(self) -> None:
         """Close the files. Streams of its graphs give nothing after that. Safe to call twice."""
@@ -153,17 +177,14 @@ class OnnxFile:
         specs, unknown = [], []
         for value in self._proto.graph.output:
             where = f"{self.path}, output {value.name!r}"
-            follows = inferred.get(value.name, value)
-            spec, said = _spec(follows, where), _spec(value, where)
-            if spec is None or said is None:
-                spec = spec or said
+            spec, ranked = _output_spec(inferred.get(value.name, value), value, symbols, where)
+            if self.cut.outputs and not ranked:  # a value of the graph, of which the file need not say what it is
+                found = self._in_onnxruntime(value)
+                spec, ranked = (spec, ranked) if found is None else _output_spec(found, value, symbols, where)
             if spec is None:
                 raise UnsupportedModel(f"output {value.name!r} has no dtype", where=where, next="export the model again")
-            if not spec.dtype.startswith("sequence"):
-                shape = _merged(follows.type.tensor_type, value.type.tensor_type, symbols)
-                if shape is None:
-                    unknown.append(value.name)
-                spec = TensorSpec(spec.name, spec.dtype, shape or ())
+            if not ranked:
+                unknown.append(value.name)
             specs.append(spec)
         return tuple(specs), unknown
 
@@ -180,6 +201,18 @@ class OnnxFile:
         except Exception:  # a binding that raises what it likes; a missing shape is no fault of the file
             return {}
         return {value.name: value for value in found.graph.output}
+
+    def _in_onnxruntime(self, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto | None:
+        """What onnxruntime says of an output behind operators of its own; weights are read for that. None where it takes no such file"""
+        from porting.original_onnx import open_untouched, spec_of
+
+        try:
+            session, _ = open_untouched(read_proto(self.path, self.cut).SerializeToString(), weights_folder(self.path))
+            spec = next(spec_of(found) for found in session.get_outputs() if found.name == value.name)
+            element = ir.DataType.from_numpy(dtype_of(spec.dtype))
+        except (PortingError, TypeError):
+            return None
+        return onnx.helper.make_tensor_value_info(value.name, element.value, spec.shape)
 
     def _state_spec(self, state: Mapping[str, str]) -> StateSpec:
         """raises: UsageError for a name that is none, and for a pair whose dtypes or shapes differ"""
@@ -258,6 +291,19 @@ class OnnxFile:
                 elif tensor is not attribute.value:
                     held = ir.Tensor(tensor.numpy(), dtype=tensor.dtype) if isinstance(tensor, ir.LazyTensor) else tensor
                     node.attributes[attribute.name] = ir.AttrTensor(attribute.name, held)
+
+
+def _read(files: TensorFiles, cut: Cut) -> tuple[onnx.ModelProto, CutOff, int]:
+    """The message of a file as far as it is taken, checked; what went; the IR version that was written. raises: as `read_proto`"""
+    model = parse_model(files.path)
+    written_ir = model.ir_version
+    gone = CutOff()
+    if cut and model.graph.output:
+        put_in_order(model)
+        if model.functions and not knows(model.graph, cut.outputs):  # perhaps a value inside one
+            model = ir.to_proto(_inlined(checked(model, files), files.path))
+        gone = cut_off(model, cut, files.path)
+    return checked(model, files), gone, written_ir
 
 
 def _inlined(proto: onnx.ModelProto, path: Path) -> ir.Model:
@@ -375,6 +421,20 @@ def _spec(value: onnx.ValueInfoProto, where: str) -> TensorSpec | None:
     name = "string" if dtype == ir.DataType.STRING else dtype.numpy().name
     shape = _dims(kind.tensor_type) or ()
     return TensorSpec(value.name, f"sequence({name})" if sequence else name, shape)
+
+
+def _output_spec(
+    follows: onnx.ValueInfoProto, said: onnx.ValueInfoProto, symbols: set[str], where: str
+) -> tuple[TensorSpec | None, bool]:
+    """An output as it follows from the inputs, as the file says where nothing follows; whether its rank is known, () standing for one that is not.
+
+    symbols: see `_merged`. raises: UnsupportedModel
+    """
+    spec = _spec(follows, where) or _spec(said, where)
+    if spec is None or spec.dtype.startswith("sequence"):
+        return spec, spec is not None
+    shape = _merged(follows.type.tensor_type, said.type.tensor_type, symbols)
+    return TensorSpec(spec.name, spec.dtype, shape or ()), shape is not None
 
 
 def _type(spec: TensorSpec) -> ir.TypeProtocol:

@@ -158,6 +158,13 @@ class TensorFiles:
         if stored is not None and stored.file not in self.used:
             tensor.CopyFrom(self._embedded(stored, tensor.data_type))
 
+    def place_in(self, tensor: onnx.TensorProto, folder: Path) -> None:
+        """Say of a checked tensor where it lies as seen from a folder, past all links. Nothing of one whose data is in the message."""
+        stored = self.stored(tensor, str(self.path))
+        if stored is not None:
+            (place,) = (entry for entry in tensor.external_data if entry.key == "location")
+            place.value = Path(os.path.relpath(stored.file, folder)).as_posix()
+
     def _embedded(self, stored: StoredTensor, data_type: int) -> onnx.TensorProto:
         raw = self.read(stored, 0, stored.nbytes).tobytes()
         return onnx.TensorProto(name=stored.name, data_type=data_type, dims=stored.shape, raw_data=raw)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from porting.ascend.cuts import advice
 from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.pass_comparison import PassComparison
 from porting.ascend.precision import Mode, cube_takes_fp32, mode_for
@@ -38,6 +39,7 @@ class Judged:
 
     mended, blocking, noted: findings that the passes took away, that stand in the way, and that are only told
     applied:                 the passes, as port.json lists them
+    cut:                     options that cut off what is in the way, where it comes last
     """
 
     soc: Soc
@@ -50,6 +52,7 @@ class Judged:
     mended: Sequence[Finding]
     blocking: Sequence[Finding]
     noted: Sequence[Finding]
+    cut: Sequence[str] = ()
 
     @property
     def portability(self) -> str:
@@ -63,7 +66,8 @@ class Judged:
                 f"blocked for {self.soc.name}: {failed[0].sentence()}"
                 + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""),
                 where=failed[0].where,
-                next=failed[0].detail or "`porting check` lists everything that is in the way",
+                next="; ".join(filter(None, (advice(self.cut), failed[0].detail)))
+                or "`porting check` lists everything that is in the way",
             )
 
     def manifest(self) -> dict[str, Any]:
@@ -216,6 +220,7 @@ def details_of(result: Judged) -> dict[str, Any]:
             for status, found in (("blocks", result.blocking), ("mended", result.mended), ("noted", result.noted))
             for f in found
         ],
+        "cut_here": list(result.cut),
         "rewrites": dict(Counter(f.rule.rewrite or ("lower_opset" if f.node else THE_PORT) for f in result.mended)),
         "passes": [dict(one) for one in result.applied if one["changes"]],
         "ai_cpu": {"nodes": sorted(ai_cpu), "share_of_multiplications": share_of(nodes, list(result.facts.nodes))},

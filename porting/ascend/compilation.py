@@ -15,6 +15,7 @@ from typing import Any
 from porting.ascend.atc_command import atc_command
 from porting.ascend.calibration import Cases
 from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, judged
+from porting.ascend.cuts import cut_for
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
 from porting.ascend.graph_facts import external_keys_of
@@ -148,8 +149,9 @@ def judged_for(
     source = canonical.source
     keys = external_keys_of(source.onnx_path) if is_graph(source) and source.format == "onnx" else frozenset()
     result = judged(fixed.graph, soc, release, precision, compared=compared, external_keys=keys)
+    result = replace(result, cut=cut_for(canonical, result))
     if gears is not None and result.portability != BLOCKED:
-        require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8)
+        require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8, cut=result.cut)
     free = [f"{p.input}[{p.axis}]" + (f" {p.symbol}" if p.symbol else "") for p in free_places(specs_of(graph.model))]
     return Compilation(fixed, result, gears, [] if gears is not None else free, wishes.host_cpu)
 

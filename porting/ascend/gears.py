@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from porting.ascend.cuts import advice
 from porting.ascend.gear_options import (
     BATCH,
     DIMS,
@@ -264,8 +265,14 @@ def _require_both_free(places: Sequence[Place], shapes: Shapes) -> None:
             )
 
 
-def require_gears_possible(kind: str, facts: GraphFacts | None, aipp: Collection[str] = (), quantised: bool = False) -> None:
-    """Refuse gears that a graph cannot have, see `gears_for`. raises: UsageError, UnsupportedModel"""
+def require_gears_possible(
+    kind: str, facts: GraphFacts | None, aipp: Collection[str] = (), quantised: bool = False, cut: Sequence[str] = ()
+) -> None:
+    """Refuse gears that a graph cannot have, see `gears_for`.
+
+    cut:    options that cut off what is in the way, where that is known
+    raises: UsageError, UnsupportedModel
+    """
     if kind == FIXED:
         return
     if kind == DIMS and aipp:
@@ -284,7 +291,7 @@ def require_gears_possible(kind: str, facts: GraphFacts | None, aipp: Collection
         raise UnsupportedModel(
             f"gears do not take a graph whose sizes hang on numbers that are fed: {listed}",
             where="gears",
-            next="cut these nodes off, and run what comes after them on the host; or name one shape",
+            next=f"{advice(cut) or 'cut these nodes off (--outputs NAME), and run what comes after them on the host'}; or name one shape",
         )
 
 

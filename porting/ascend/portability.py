@@ -22,6 +22,7 @@ from porting.ascend.image_inputs import images_check
 from porting.ascend.memory import FLOAT_BYTES, boards, memory_bound
 from porting.ascend.preprocessing import read_preprocessing
 from porting.conversion import ENCODER, LANGUAGE_MODEL, Canonical, canonical_graph
+from porting.cuts import cut_details
 from porting.embedding import TextPreparation, padded
 from porting.encoder_reference import cases_in_gears, encoder_cases
 from porting.errors import InputError, UsageError
@@ -93,7 +94,7 @@ def _verdict(
     result: Judged, canonical: Canonical, target: Target, start: float, checks: Sequence[Check], details: Mapping[str, Any]
 ) -> Verdict:
     verdict = verdict_of(result, "check", source_name(canonical), target, time.perf_counter() - start, checks)
-    return Verdict(**{**verdict.__dict__, "details": {**verdict.details, **details}})
+    return Verdict(**{**verdict.__dict__, "details": {**verdict.details, **cut_details(canonical.config), **details}})
 
 
 def forecast_details(result: Judged, found: Exceptions | None, asked: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
 
 @click.command()
 @options.source_options
+@options.cuts
 @options.weights_file
 @click.option(
     "--target",

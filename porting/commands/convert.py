@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.source_options
+@options.cuts
 @options.output("port")
 @options.target
 @options.precision

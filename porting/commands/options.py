@@ -157,6 +157,24 @@ state = click.option(
     help="What the model carries from run to run, as in h=hn: kept by the session, which starts from zeros. Once per pair.",
 )
 
+_CUTS = (
+    click.option(
+        "--outputs",
+        "cut_outputs",
+        multiple=True,
+        metavar="NAME",
+        help="Of an .onnx file: it ends at this value of its graph (or node with one output), and what only others need is left out; again for "
+        "more, in the order of the port's outputs.",
+    ),
+    click.option(
+        "--fix",
+        "fixes",
+        multiple=True,
+        metavar="INPUT=NUMBER",
+        help="Of an .onnx file: an input that is always this number, or true or false, as in sr=16000; again for more.",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Named:
@@ -169,6 +187,8 @@ class Named:
     allow_pickle: bool
     input_specs: Sequence[str]
     state_pairs: Sequence[str]
+    cut_outputs: Sequence[str] = ()
+    fixes: Sequence[str] = ()
 
     @property
     def is_port(self) -> bool:
@@ -195,6 +215,7 @@ class Named:
 
     def options(self, weights_file: str | None) -> dict[str, Any]:
         """Of `open_source`. raises: UsageError"""
+        from porting.cuts import parse_fix
         from porting.sources import parse_input, parse_state
 
         return {
@@ -205,6 +226,8 @@ class Named:
             "allow_pickle": self.allow_pickle,
             "input_specs": [parse_input(text) for text in self.input_specs],
             "state": parse_state(self.state_pairs),
+            "outputs": self.cut_outputs,
+            "fix": parse_fix(self.fixes),
         }
 
 
@@ -229,14 +252,24 @@ def _with_named(command: Callable[..., int], argument: Callable[[Any], Any]) -> 
         allow_pickle: bool,
         input_specs: tuple[str, ...],
         state_pairs: tuple[str, ...],
+        cut_outputs: tuple[str, ...] = (),
+        fixes: tuple[str, ...] = (),
         **rest: Any,
     ) -> int:
-        return command(source=Named(source, model, entry, not no_strict, allow_pickle, input_specs, state_pairs), **rest)
+        named = Named(source, model, entry, not no_strict, allow_pickle, input_specs, state_pairs, cut_outputs, fixes)
+        return command(source=named, **rest)
 
     decorated: Callable[..., int] = with_source
     for option in (state, input_spec, allow_pickle, no_strict, entry, model, argument):
         decorated = option(decorated)
     return decorated
+
+
+def cuts(command: Callable[..., int]) -> Callable[..., int]:
+    """--outputs and --fix, of a command with `source_options`, which hands them over as part of its `Named`."""
+    for option in reversed(_CUTS):
+        command = option(command)
+    return command
 
 
 def shapes(command: Callable[..., int]) -> Callable[..., int]:

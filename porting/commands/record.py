@@ -11,6 +11,7 @@ from . import options
 
 @click.command()
 @options.source_options
+@options.cuts
 @options.weights_file
 @options.output("golden")
 @options.device

@@ -19,6 +19,7 @@ from . import options
         help="The source that the port was made from, a golden, or another port (never a pass).  [default: the port's own golden]",
     )
 )
+@options.cuts
 @options.weights_file
 @options.device
 @options.inputs
