@@ -113,3 +113,15 @@ def test_it_leaves_what_has_too_many_steps_or_unknown_ones(steps: object) -> Non
     graph, _ = layer(np.random.default_rng(5), steps)
     lowered, changes = dynamic_quantize_lstm(graph)
     assert changes == 0 and whole(lowered) == whole(graph)
+
+
+def test_a_layer_behind_another() -> None:
+    """What the second one is fed has no known sizes before the first is rewritten."""
+    graph, feeds = layer(np.random.default_rng(6), 3, 2, 4, 4)
+    text = (
+        "(float[3, 2, 4] x) => (float[3, 1, 2, 4] y) { a = com.microsoft.DynamicQuantizeLSTM<hidden_size = 4>(x, w, r, , , , , , ws, wz, rs, rz)"
+        " s = Squeeze(a, one) y = com.microsoft.DynamicQuantizeLSTM<hidden_size = 4>(s, w, r, , , , , , ws, wz, rs, rz) }"
+    )
+    weights = {n: v.const_value.numpy() for n, v in graph.model.graph.initializers.items() if v.const_value is not None}
+    both = read(text, 17, contrib=True, one=np.array([1]), **weights)
+    require_lowered(dynamic_quantize_lstm, both, feeds, BOUND, changes=2, branches=False)

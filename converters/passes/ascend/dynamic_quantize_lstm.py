@@ -5,7 +5,8 @@
     each step               =  the same of the state before it, with a scale of its own, added; then the bias; then as LSTM
 
 Why: CANN's parser knows nothing of com.microsoft. Float weights in an LSTM would compute something else: activations are quantised here.
-Integers of 8 bits, their products and sums below 2^24 are exact in float32; a device that computes in fp16 rounds them.
+Integers of 8 bits, their products and sums below 2^24 are exact in float32. They are divided by 2^8, and the scales multiplied by it, which
+changes no bit in float32 and keeps sums of a thousand products inside fp16; a device that computes in that rounds them.
 
 Refuses (leaves the node) when steps or sizes are not fixed, there are more than MOST_STEPS steps (each is some forty nodes), lengths of sequences
 are given, the weights' zeros are not known, or an activation is one that recurrent_steps.py does not have.
@@ -19,18 +20,20 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..rewriting import frozen
+from ..infer_shapes import infer_shapes
+from ..rewriting import ModelPass, frozen
 from .dequantize import FLOAT, exact_parts, is_zero, quantisation, sum_of_parts
 from .lstm_layout import USUAL, lstm_gates
-from .making import Maker, Refused, fixed, node_pass, rank_of
+from .making import Maker, Refused, fixed, rank_of, rewriting
 from .recurrent_steps import Direction, Given, Steps
 
 MICROSOFT = "com.microsoft"
+UNIT = 256.0  # integers of 8 bits over it are below 1
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of one direction. integers: (1, K, 4*H) less their zero, in floats; scale: (1,) or (1, 4*H); largest: of the integers"""
+    """Of one direction. integers: (1, K, 4*H) less their zero, in UNITs; scale: (1,) or (1, 4*H), of a UNIT; largest: of the integers"""
 
     integers: ir.Value
     scale: ir.Value
@@ -80,24 +83,31 @@ class QuantisedSteps(Steps):
         if stored.dtype not in (ir.DataType.UINT8, ir.DataType.INT8):
             raise Refused(f"weights of {stored.dtype}")
         largest = 128 if is_zero(zero) and stored.dtype == ir.DataType.INT8 else 255
-        return Weights(integers, make.part(make.input(scale), which, which + 1, 0), fixed(stored, 1), largest)
+        scale_of_one = make.part(make.input(scale), which, which + 1, 0)
+        return Weights(*self._in_units(integers, scale_of_one), fixed(stored, 1), largest)
 
     def _shifted(self, x: ir.Value, rank: int) -> tuple[ir.Value, ir.Value]:
-        """x as integers less their zero, in floats; and its scale."""
+        """x as integers less their zero, in UNITs; and the scale of one."""
         make = self.make
         scale, zero = quantisation(make, x, rank)
         places = make("Add", make("Round", make("Div", x, scale)), zero)
         whole = make("Clip", places, make.scalar(0, FLOAT), make.scalar(255, FLOAT))
-        return make("Sub", whole, zero), scale
+        return self._in_units(make("Sub", whole, zero), scale)
+
+    def _in_units(self, integers: ir.Value, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
+        make = self.make
+        return make("Mul", integers, make.scalar(1 / UNIT, FLOAT)), make("Mul", scale, make.scalar(UNIT, FLOAT))
 
     def _product(self, shifted: ir.Value, scale: ir.Value, weights: Weights) -> ir.Value:
         make = self.make
         parts = exact_parts(weights.inner, 1, 255 * weights.largest)
         if len(parts) == 1:
             sums = make("MatMul", shifted, weights.integers)
-        else:
+        else:  # integers again, since a sum of two may have more bits than float32
+            unit = make.scalar(UNIT * UNIT, FLOAT)
             cut = [(make.part(shifted, *part, 2), make.part(weights.integers, *part, 1)) for part in parts]
-            sums = make("Cast", sum_of_parts(make, [make("MatMul", *pair) for pair in cut]), to=int(FLOAT))
+            whole = sum_of_parts(make, [make("Mul", make("MatMul", *pair), unit) for pair in cut])
+            sums = make("Mul", make("Cast", whole, to=int(FLOAT)), make.scalar(1 / (UNIT * UNIT), FLOAT))
         return make("Mul", sums, make("Mul", scale, weights.scale))
 
 
@@ -119,7 +129,15 @@ def _lstm(make: Maker) -> list[ir.Value | None]:
     return QuantisedSteps(make, given).run(_step)
 
 
-dynamic_quantize_lstm = node_pass(
-    {(MICROSOFT, "DynamicQuantizeLSTM"): _lstm},
-    "Rewrite those. Count: nodes rewritten. Source: onnxruntime ContribOperators.md, contrib_ops/cpu/quantization/dynamic_quantize_lstm.cc.",
-)
+_sweep = rewriting({(MICROSOFT, "DynamicQuantizeLSTM"): _lstm})
+
+
+@ModelPass
+def dynamic_quantize_lstm(model: ir.Model) -> int:
+    """Rewrite those. Count: nodes rewritten. Sizes behind one are known once it is rewritten. Source: onnxruntime ContribOperators.md and
+    contrib_ops/cpu/quantization/dynamic_quantize_lstm.cc."""
+    total = 0
+    while changes := _sweep(model):
+        total += changes
+        infer_shapes.change(model)
+    return total
