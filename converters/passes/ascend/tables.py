@@ -151,10 +151,14 @@ FINISH: Sequence[tuple[str, ModelPass]] = (
     ("clean_imports", clean_imports),  # last: what is imported depends on the nodes that are left
 )
 PASSES: Sequence[tuple[str, ModelPass]] = (*EXPAND, *REWRITE, *FINISH)
+# Passes behind which every value has the type and the shape that it had: to work them out anew is most of the time that lowering takes.
+NO_NEW_VALUES = frozenset(
+    ("drop_identities", "sizes_of_inputs", "share_integers", "remove_unused", "branch_weights", "legal_names", "clean_imports")
+)
 
 
 def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Graph, list[dict[str, object]]]:
-    """Run the passes, and work types and shapes out anew after each that changed something.
+    """Run the passes, and work types and shapes out anew after each that made something.
 
     compare: told of every pass that changed something; see porting/ascend/pass_comparison.py
     returns: the lowered graph, and [{"name", "changes", "rules"}] with what `compare` records, as port.json lists them: rules are the ids of
@@ -170,7 +174,8 @@ def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Grap
         changes = run.change(graph.model)
         found: Mapping[str, object] = {}
         if changes:
-            infer_shapes.change(graph.model)
+            if name not in NO_NEW_VALUES:
+                infer_shapes.change(graph.model)
             found = compare(name, graph) if compare is not None else {}
         applied.append({"name": name, "changes": changes, "rules": _mended_by(name), **found})
     return graph, applied
