@@ -17,7 +17,7 @@ import numpy as np
 from porting.ascend.checking import Judged, stored_precision
 from porting.ascend.compilation import Compilation
 from porting.ascend.half_formats import FORMATS
-from porting.ascend.overflow import NOT_MODELLED, Forecast, forecast
+from porting.ascend.overflow import NOT_MODELLED, Forecast, forecasts
 from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE
 from porting.ascend.side_files import SideFiles, side_files
 from porting.errors import InputError, UnsupportedModel
@@ -117,14 +117,15 @@ def exceptions_for(judged: Judged, source: Graph | Program, cases: Sequence[Mapp
                     f"input {printable(name, 60)!r} holds NaN: what follows from it says nothing", where="forecast"
                 )
     soc, precision = judged.soc, judged.precision
-    first = again = forecast(source, cases, soc=soc, precision=precision)
-    files = side_files(judged.mode, soc, judged.facts, precision, first)
-    for _ in range(ROUNDS):
-        named = kept_by(files)
-        if set(named) == set(again.kept):
-            break
-        again = forecast(source, cases, named, soc=soc, precision=precision)
-        files = side_files(judged.mode, soc, judged.facts, precision, again)
+    with forecasts(source, cases, soc=soc, precision=precision) as run:
+        first = again = run(())
+        files = side_files(judged.mode, soc, judged.facts, precision, first)
+        for _ in range(ROUNDS):
+            named = kept_by(files)
+            if set(named) == set(again.kept):
+                break
+            again = run(named)
+            files = side_files(judged.mode, soc, judged.facts, precision, again)
     return Exceptions(first, again, files)
 
 

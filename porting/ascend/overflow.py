@@ -11,7 +11,8 @@ first forecast names kept, a second one shows whether that is enough. Sums insid
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,6 +153,19 @@ def forecast(
     soc:    decides what overflow becomes and what can be kept; without one it becomes Inf, and everything can
     raises: UsageError (unknown precision or node), UnsupportedModel (opset below 13, no float32), InputError (feeds), RuntimeFailed, OutOfResources
     """
+    with forecasts(source, feeds, soc=soc, precision=precision) as run:
+        return run(keep)
+
+
+@contextmanager
+def forecasts(
+    source: Graph | Program,
+    feeds: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
+    *,
+    soc: Soc | None = None,
+    precision: str = "fp16",
+) -> Iterator[Callable[[Collection[str]], Forecast]]:
+    """`forecast` for several choices of nodes to keep: what the values are in float32 is looked at once. Arguments, raises: as `forecast`"""
     if precision not in FORMATS:
         raise UsageError(f"no forecast for {precision!r}", where="precision", next=nearest(precision, list(FORMATS)))
     cases = [feeds] if isinstance(feeds, Mapping) else list(feeds)
@@ -159,42 +173,50 @@ def forecast(
         _require_opset(graph.model)
         require_feeds(graph.model, cases)
         operators = {node_label(node): node.op_type for _, node in nodes_of(graph.model.graph)}
-        _require_nodes(keep, operators)
-        refused = {name: why for name in keep if soc and (why := cannot_keep(soc, operators[name]))}
-        kept = frozenset(keep) - refused.keys()
-        found = [_forecast(taken, group, kept, refused, soc, precision) for taken, group in grouped_by_branches(graph, cases)]
         order = {name: number for number, name in enumerate(operators)}
-        return merged(found, order)
+        groups = [_Group(taken, group, soc, precision) for taken, group in grouped_by_branches(graph, cases)]
+
+        def run(keep: Collection[str]) -> Forecast:
+            _require_nodes(keep, operators)
+            refused = {name: why for name in keep if soc and (why := cannot_keep(soc, operators[name]))}
+            kept = frozenset(keep) - refused.keys()
+            return merged([group.forecast(kept, refused) for group in groups], order)
+
+        yield run
 
 
-def _forecast(
-    graph: AtHand, cases: Cases, kept: frozenset[str], refused: Mapping[str, str], soc: Soc | None, precision: str
-) -> Forecast:
-    """Of a graph without an If, but in loops."""
-    from porting.noisy_original import types_of
+class _Group:
+    """Cases that take the same branches, and their graph: without an If, but in loops."""
 
-    form = FORMATS[precision]
-    types = types_of(graph.model, graph.folder, cases[0])
-    _require_float32(graph.model.graph, types)
-    found = observed(graph, types, cases, form)
-    trial = Rounding(form, kept, bool(soc and soc.saturates))
-    peaks, ended = _trial(graph, types, trial, cases, [name for name, size in found.sizes.items() if size])
-    _, shortened = _trial(graph, types, Rounding(form, kept, ranged=False), cases, [])
-    body = graph.model.graph
-    nodes = node_forecasts(body, types, found.found, peaks, kept, form)
-    cannot = {n.name: why for n in nodes if n.overflows and soc and (why := cannot_keep(soc, n.op))}
-    typical = form.unit_roundoff * math.sqrt(_depth(body))
-    return Forecast(
-        precision,
-        soc.saturates if soc else None,
-        tuple(kept),
-        {**refused, **cannot},
-        tuple(nodes),
-        tuple(_outputs(found.outputs, ended, shortened, typical)),
-        tuple(_weights(body, types, kept, found.found)),
-        tuple(unseen(body, types, found.found, form)),
-        tuple(_notes(found.outputs, found.found, soc, form)),
-    )
+    def __init__(self, graph: AtHand, cases: Cases, soc: Soc | None, precision: str) -> None:
+        from porting.noisy_original import types_of
+
+        self.graph, self.cases, self.soc, self.precision = graph, cases, soc, precision
+        self.form = FORMATS[precision]
+        self.types = types_of(graph.model, graph.folder, cases[0])
+        _require_float32(graph.model.graph, self.types)
+        self.observed = observed(graph, self.types, cases, self.form)
+
+    def forecast(self, kept: frozenset[str], refused: Mapping[str, str]) -> Forecast:
+        form, types, found, soc = self.form, self.types, self.observed, self.soc
+        trial = Rounding(form, kept, bool(soc and soc.saturates))
+        peaks, ended = _trial(self.graph, types, trial, self.cases, [name for name, size in found.sizes.items() if size])
+        _, shortened = _trial(self.graph, types, Rounding(form, kept, ranged=False), self.cases, [])
+        body = self.graph.model.graph
+        nodes = node_forecasts(body, types, found.found, peaks, kept, form)
+        cannot = {n.name: why for n in nodes if n.overflows and soc and (why := cannot_keep(soc, n.op))}
+        typical = form.unit_roundoff * math.sqrt(_depth(body))
+        return Forecast(
+            self.precision,
+            soc.saturates if soc else None,
+            tuple(kept),
+            {**refused, **cannot},
+            tuple(nodes),
+            tuple(_outputs(found.outputs, ended, shortened, typical)),
+            tuple(_weights(body, types, kept, found.found)),
+            tuple(unseen(body, types, found.found, form)),
+            tuple(_notes(found.outputs, found.found, soc, form)),
+        )
 
 
 def merged(found: Sequence[Forecast], order: Mapping[str, int]) -> Forecast:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from porting.ascend import activations
+from porting.ascend import activations, overflow
 from porting.ascend.half_formats import FORMATS, Magnitudes, magnitudes
-from porting.ascend.overflow import forecast
+from porting.ascend.overflow import forecast, forecasts
 from porting.ascend.overflow_places import NodeForecast
 from porting.ascend.soc import find_soc
 from porting.backends.onnx_program import program_from_onnx
@@ -112,6 +112,16 @@ def test_slices_bound_what_is_in_memory_and_change_nothing(monkeypatch: pytest.M
     monkeypatch.setattr(activations, "SLICE_BYTES", 1100)
     assert forecast(program(models.mlp()), feeds(), soc=P310).content() == whole.content()
     assert len(asked) == 3 and max(asked) <= 1100
+
+
+def test_further_forecasts_do_not_look_at_float32_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = [forecast(program(models.mlp()), feeds(), keep, soc=P310).content() for keep in ((), MIDDLE, ("back",))]
+    looked: list[int] = []
+    real = overflow.observed
+    monkeypatch.setattr(overflow, "observed", lambda *a: looked.append(1) or real(*a))
+    with forecasts(program(models.mlp()), feeds(), soc=P310) as run:
+        assert [run(keep).content() for keep in ((), MIDDLE, ("back",))] == plain
+    assert len(looked) == 1
 
 
 # --- what is harmless, and what is lost ----------------------------------------------------------------------------
