@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from porting.ascend.checking import Judged
 
 LARGEST_PART = 0.1  # of the weights: what reads more of them is no last step
+FEWEST = 65  # elements of a weight; less are thresholds, axes and the like
 
 
 def cut_for(canonical: Canonical, result: Judged) -> tuple[str, ...]:
@@ -126,7 +127,8 @@ def _behind(start: set[int], nodes: list[ir.Node], reads: list[set[ir.Value]], p
 def _weights(nodes: list[ir.Node], chosen: Iterable[int]) -> int:
     """Elements of the weights that nodes read."""
     tensors = {id(v): v.const_value for i in chosen for v in _values(nodes[i]) if v.const_value is not None}
-    return sum(math.prod(tensor.shape.numpy()) for tensor in tensors.values())
+    counts = [math.prod(tensor.shape.numpy()) for tensor in tensors.values()]
+    return sum(count for count in counts if count >= FEWEST)
 
 
 def _values(node: ir.Node) -> Iterator[ir.Value]:
