@@ -122,13 +122,30 @@ def _take_over(body: ir.Graph, proto: onnx.GraphProto, symbols: set[str | None])
         inferred = found.get(str(value.name))
         if inferred is None or (value.is_graph_input() and value.shape is not None):
             continue
-        kind = ir.serde.deserialize_type_proto_for_type(inferred)
-        shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+        kind, dims = _read(inferred, symbols)
         if kind is not None:
             value.type = kind
-        if shape is not None:  # onnx makes up symbols of its own, numbered by where they come: no name to keep
-            value.shape = ir.Shape([d if isinstance(d, int) or d.value in symbols else None for d in shape])
+        if dims is not None:
+            value.shape = ir.Shape(dims)
     for node, node_proto in zip(body, proto.node, strict=True):
         protos = [g for a in node_proto.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
         for inner, inner_proto in zip(bodies_in(node), protos, strict=True):
             _take_over(inner, inner_proto, symbols)
+
+
+def _read(inferred: onnx.TypeProto, symbols: set[str | None]) -> tuple[ir.TypeProtocol | None, list[int | str | None] | None]:
+    """What onnx says of a value. It makes up symbols of its own, numbered by where they come, which are no names to keep."""
+    if inferred.WhichOneof("value") != "tensor_type":
+        shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+        dims = None if shape is None else [d if isinstance(d, int) else d.value for d in shape]
+        kind: ir.TypeProtocol | None = ir.serde.deserialize_type_proto_for_type(inferred)
+    else:  # most are: read here: serde takes several times as long
+        tensor = inferred.tensor_type
+        kind = ir.TensorType(ir.DataType(tensor.elem_type))
+        dims = [_size(d) for d in tensor.shape.dim] if tensor.HasField("shape") else None
+    return kind, None if dims is None else [d if isinstance(d, int) or d in symbols else None for d in dims]
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    which = dim.WhichOneof("value")
+    return dim.dim_value if which == "dim_value" else dim.dim_param if which == "dim_param" else None

@@ -160,7 +160,7 @@ def bodies_of(model: ir.Model) -> Iterator[ir.Graph]:
     while waiting:
         body = waiting.pop()
         yield body
-        waiting += [inner for node in body for inner in bodies_in(node)]
+        waiting += [inner for node in body if node.attributes for inner in bodies_in(node)]
 
 
 def frozen(value: ir.Value | None) -> ir.TensorProtocol | None:
