@@ -143,7 +143,9 @@ def _fp32(soc: Soc, stored: str) -> Mode:
     own = (
         ()
         if stored == "fp32"
-        else (f"the graph itself computes in {stored}, and `origin` keeps that: nothing of it is widened to fp32",)
+        else (
+            f"the graph itself computes in {stored}, and `origin` keeps that, but for nodes whose only kernel is fp32: -p fp32 widens nothing",
+        )
     )
     if soc.family in _CUBE_FP16_ONLY:
         return _mode(
