@@ -146,8 +146,7 @@ def reads_of(node: onnx.NodeProto) -> set[str]:
             | {t.values.name for t in body.sparse_initializer}
         )
         own |= {name for inner in body.node for name in inner.output}
-        read = {value.name for value in body.output}.union(*(reads_of(inner) for inner in body.node))
-        found |= read - own
+        found |= set[str]().union(*(reads_of(inner) for inner in body.node)) - own  # what a body gives it makes itself
     return found
 
 

@@ -219,6 +219,47 @@ def test_what_is_no_tensor_of_numbers_of_its_own_size_is_walked_past(tmp_path: P
     assert ends(model(unsized, {"x": [3]}, {"y": [None]}, []), tmp_path, "y") == ["a"]
 
 
+def test_what_hangs_on_shapes_alone_is_no_output(tmp_path: Path) -> None:
+    nodes = [
+        node("Relu", "x", "a"),
+        node("Shape", "a", "size"),
+        node("NonZero", "a", "places"),
+        node("Add", "places size", "y"),
+    ]
+    proto = model(nodes, {"x": ["n"]}, {"y": ([1, None], onnx.TensorProto.INT64)}, [])
+    assert ends(proto, tmp_path, "places") == ["a"]
+
+
+def test_what_a_branch_gives_back_as_it_is_is_read(tmp_path: Path) -> None:
+    """A branch without a node, which passes make of one with an Identity."""
+    ways = []
+    for name in ("a", "b"):
+        end = onnx.helper.make_tensor_value_info(f"same_{name}", onnx.TensorProto.FLOAT, [3])
+        ways.append(onnx.helper.make_graph([node("Identity", name, f"same_{name}")], name, [], [end]))
+    nodes = [
+        node("Relu", "x", "a"),
+        node("Neg", "a", "b"),
+        node("If", "c", "y", name="way", then_branch=ways[0], else_branch=ways[1]),
+    ]
+    proto = model(nodes, {"x": [3], "c": ([], onnx.TensorProto.BOOL)}, {"y": [3]}, [])
+    source = OnnxFile(saved(proto, tmp_path / "m.onnx"))
+    graph = canonical_graph(source).graph
+    (way,) = (found for found in graph.model.graph if found.op_type == "If")
+    for body in (attribute.as_graph() for attribute in way.attributes.values()):
+        for inner in list(body):
+            body.outputs[0] = inner.inputs[0]
+            body.remove(inner)
+    assert last_values(graph, ["way"], value_names(source.graph())) == ["a", "b"]
+
+
+def test_what_the_file_does_not_name_is_walked_past(tmp_path: Path) -> None:
+    """Values that a pass made: nobody can type them."""
+    nodes = [node("Relu", "x", "a"), node("Neg", "a", "b"), node("NonZero", "b", "places")]
+    source = OnnxFile(saved(model(nodes, {"x": [3]}, {"places": ([1, None], onnx.TensorProto.INT64)}, []), tmp_path / "m.onnx"))
+    graph = canonical_graph(source).graph
+    assert last_values(graph, ["places"], {"a", "b"}) == ["b"] and last_values(graph, ["places"], {"a"}) == ["a"]
+
+
 def test_no_cut_that_costs_the_model(tmp_path: Path) -> None:
     """Behind it lie the weights: a cut would leave nothing of worth."""
     nodes = [node("Relu", "x", "a"), node("NonMaxSuppression", "boxes a", "chosen"), node("Gather", "chosen two", "i", axis=1)]
@@ -270,6 +311,15 @@ def test_an_input_that_chooses_a_branch_is_gone_and_so_is_the_other_branch(tmp_p
     np.testing.assert_allclose(got["z"], chosen + 1, rtol=1e-4, atol=1e-4)
     porting.validate(port, path).require()
     assert not porting.validate(port, path, fix={"rate": 24 - rate, "gain": 2.5, "flag": True}).ok
+
+
+def test_branches_of_a_part_are_all_taken(tmp_path: Path) -> None:
+    """An If that stays: both branches of it, in the port and in the part of the file, which has no `flag` to be fed."""
+    path = saved(switched(), tmp_path / "m.onnx")
+    verdict = porting.port(path, tmp_path / "m.port", outputs=("y",), fix={"gain": 3}).require()
+    assert verdict.details["not_reached"] == [] and verdict.details["cut_inputs"] == ["flag"]
+    assert {"way = then", "way = else"} <= {run.split(",")[0] for run in verdict.details["runs"]}
+    assert verdict.details["fixed_inputs"] == {"gain": 3}
 
 
 def test_what_cannot_be_cut(tmp_path: Path, nms: Path, run: Run) -> None:

@@ -213,6 +213,16 @@ def test_a_value_inside_a_function_has_its_name_once_it_is_inlined(tmp_path: Pat
     assert np.allclose(ran(OnnxFile(path, outputs=("call",)), x=x)["y"], 1 / (1 + np.exp(-1)))
 
 
+def test_functions_that_others_call_stay(tmp_path: Path) -> None:
+    opset = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)]
+    inner = onnx.helper.make_function("own", "Inner", ["p"], ["q"], [node("Neg", ["p"], ["q"])], opset)
+    outer = onnx.helper.make_function("own", "Outer", ["p"], ["q"], [node("Inner", ["p"], ["q"], domain="own")], opset)
+    nodes = [node("Outer", ["x"], ["a"], domain="own"), relu("a")]
+    path = saved(tmp_path, model(nodes, opsets=(("", 17), ("own", 1)), functions=[inner, outer]))
+    x = np.ones((2, 3), np.float32)
+    assert (ran(OnnxFile(path, outputs=("a",)), x=x)["a"] == -1).all()
+
+
 def test_functions_that_nothing_calls_any_more_need_not_be_known(tmp_path: Path) -> None:
     strange = onnx.helper.make_function(
         "own", "Strange", ["p"], ["q"], [node("What", ["p"], ["q"], domain="who")], [onnx.helper.make_opsetid("who", 1)]
