@@ -45,6 +45,12 @@ holds the hand-off for the compiler. `fixed` is one shape. Where the port is com
 fp32* are kept so by a file in the hand-off; *forecast-overflow* means that some are left that no file can keep.
 
 """
+# An LSTM that quantises as it goes is rewritten step by step, which takes a number of steps.
+AT = {
+    "ddddocr: common_old.onnx": "200",
+    **dict.fromkeys((f"text2tashkeel: {n}.int8.onnx" for n in ("bilstm", "rawi", "rawi_v2", "rawi_v3")), "1,12"),
+    "text2tashkeel: rawi_ensemble.int8.onnx": "1,23",
+}
 
 
 def main() -> None:
@@ -52,13 +58,16 @@ def main() -> None:
     print("|---|---|" + "---|" * len(SOCS))
     for name, port in models():
         with redirect_stdout(sys.stderr):
-            gears, cells = row(port)
+            gears, cells = row(port, AT.get(name, ""))
         print(f"| {name} | {gears} | " + " | ".join(cells) + " |", flush=True)
 
 
-def row(port: Callable[..., Verdict]) -> tuple[str, list[str]]:
-    """The gears of a model, and a cell for each SoC."""
-    request, shown, cells = None, "", []
+def row(port: Callable[..., Verdict], dims: str = "") -> tuple[str, list[str]]:
+    """The gears of a model, and a cell for each SoC.
+
+    dims: sizes without which nothing of it can be judged
+    """
+    request, shown, cells = Request(dims=dims) if dims else None, "", []
     for soc in SOCS:
         with tempfile.TemporaryDirectory(prefix="porting-table-") as folder:
             verdict = port(Path(folder), soc, request)
