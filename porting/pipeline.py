@@ -157,7 +157,7 @@ def handed_over(made: Port, compilation: Compilation, verdict: Verdict) -> str:
     from porting.ascend.compilation import hand_over
 
     if verdict.verdict != "pass":
-        return "no hand-off: the graph is not shown to be right"
+        return f"no hand-off: the verdict is {verdict.verdict!r}, and nothing is compiled from that"
     folder = hand_over(made, compilation, compared=True)
     return compilation.no_handoff() if folder is None else str(folder.relative_to(made.path))
 

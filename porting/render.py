@@ -8,6 +8,7 @@ from io import StringIO
 from typing import Any
 
 from porting.cuts import CUT_HERE, spelled
+from porting.render_findings import HEADINGS, fact_lines, finding_rows
 from porting.verdict import Check, Verdict, printable
 
 WIDTH = 118
@@ -37,6 +38,10 @@ def verdict_text(verdict: Verdict) -> str:
         facts.append(
             f"in W8A8 these lose most by themselves (--keep-float NODE): {', '.join(printable(str(n), 100) for n in lost)}"
         )
+    findings = finding_rows(verdict.details)
+    if findings:
+        parts += ["", table(HEADINGS, findings)]
+    facts += fact_lines(verdict.details)
     facts += memory_lines(verdict.details.get("memory"))
     forecast = verdict.details.get("forecast")
     if isinstance(forecast, str):
@@ -44,7 +49,8 @@ def verdict_text(verdict: Verdict) -> str:
     handoff = verdict.details.get("handoff")
     if handoff:
         facts.append(f"for the compiler: {printable(str(handoff), 400)}")
-    facts.append(f"{verdict.seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
+    seconds = float(verdict.details.get("total_seconds", verdict.seconds))
+    facts.append(f"{seconds:.1f} s, peak memory {verdict.peak_rss_bytes / 2**20:.0f} MiB")
     again = verdict.details.get("again")
     if again:
         facts.append(f"again: {printable(str(again))}")
@@ -77,7 +83,9 @@ def memory_lines(memory: Mapping[str, Any] | None) -> list[str]:
     return [
         f"memory: at least {_mib(memory['at_least'])} ({parts}); not in it: {', '.join(memory['unknown'])}"
         + ("; and values whose size is left open: give the gears" if unsized else ""),
-        *([f"cards at least, by memory: {', '.join(cards)}"] if cards else []),
+        f"cards at least, by memory: {', '.join(cards)}"
+        if cards
+        else "cards: how much memory they have is not known: --device-memory SIZE",
     ]
 
 

@@ -177,7 +177,9 @@ def source_name(canonical: Canonical) -> str:
 def checks_of(result: Judged) -> list[Check]:
     """One check for each rule that blocks, and one that says how many nodes were looked at."""
     by_rule: dict[str, list[Finding]] = {}
-    for finding in result.blocking:
+    for finding in sorted(
+        result.blocking, key=lambda f: f.node == ""
+    ):  # nodes first: what is said of the graph follows from them
         by_rule.setdefault(finding.rule.id, []).append(finding)
     checks = [_blocker(findings) for findings in by_rule.values()]
     if result.mode.blocker:

@@ -119,8 +119,13 @@ def by_name(places: Sequence[Place], gear: Mapping[str, int]) -> dict[Place, int
     symbols = {p.symbol for p in places if p.symbol is not None}
     for name in gear:
         if name not in symbols:
+            listed = ", ".join(f"{place.input}[{place.axis}]" for place in places)
             raise UsageError(
-                f"no input has a free dimension {printable(name, 60)!r}", where="--gears", next=nearest(name, sorted(symbols))
+                f"no input has a free dimension {printable(name, 60)!r}",
+                where="--gears",
+                next=nearest(name, sorted(symbols))
+                if symbols
+                else f"none of them has a name; --dims takes them in order: {printable(listed)}",
             )
     return {place: gear[place.symbol] for place in places if place.symbol in gear}  # type: ignore[index]
 

@@ -71,6 +71,7 @@ _IN_PLACE = frozenset(
         "Softsign",
     ]
 )
+LEAST = 1 << 10  # bytes of a device: a number without its unit is less
 UNKNOWN = ("workspace of kernels", "what the runtime and the driver hold", "copies of weights in the device's own layout")
 
 
@@ -176,8 +177,10 @@ def boards(bound: MemoryBound, soc: Soc, device_memory: int | None = None) -> li
 
     raises: UsageError for no memory at all
     """
-    if device_memory is not None and device_memory < 1:
-        raise UsageError(f"a device with {device_memory} bytes", where="--device-memory")
+    if device_memory is not None and device_memory < LEAST:
+        raise UsageError(
+            f"a device with {device_memory} bytes", where="--device-memory", next="write the unit too, as in 44GiB"
+        )
     sizes = soc.boards if device_memory is None else (device_memory,)
     source = f"boards with {soc.name}" if device_memory is None else "--device-memory"
     return [Board(size, max(1, math.ceil(bound.total / size)), source) for size in sizes]

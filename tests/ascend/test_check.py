@@ -142,3 +142,28 @@ def test_the_help_claims_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["check", "--help"])
     assert "Nothing here ever ran on Ascend" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_person_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words portable and blocked, the mode, each rule with its nodes, what mends it or why nothing does, the AI CPU and the notes."""
+
+    def said(nodes: list, shape: list, *options: str) -> str:
+        onnx.save(model(nodes, {"x": shape}, {"y": None}, []), str(tmp_path / "m.onnx"))
+        with pytest.raises(SystemExit):
+            main(["check", str(tmp_path / "m.onnx"), "--quiet", *options])
+        return " ".join(capsys.readouterr().out.replace("\n", " ").split())
+
+    blocked = said([node("DFT", "x", "y", axis=1)], ["n", 4, 1], "--target", "Ascend310P3")
+    assert (
+        "blocked, for Ascend310P3 (310P)" in blocked
+        and "BLOCKS missing-spectra" in blocked
+        and "--precision_mode_v2=fp16" in blocked
+    )
+    rewritten = said([node("Shape", "x", "s", start=1), node("Cast", "s", "y", to=1)], ["n", "m"], "--target", "Ascend910B")
+    assert (
+        "portable after rewrites (shape_slice 1), for Ascend910B (910A)" in rewritten
+        and "rewritten by shape_slice" in rewritten
+    )
+    assert "first-generation 910, which has no bf16" in rewritten and "memory they have is not known" in rewritten
+    unknown = said([node("Relu", "x", "y")], ["n", "m"], "--target", "Ascend310B4")
+    assert "portable, for Ascend310B4" in unknown and "unknown" in unknown
