@@ -19,7 +19,7 @@ from porting.ascend.cuts import cut_for
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
 from porting.ascend.graph_facts import external_keys_of
-from porting.ascend.handoff import write_handoff
+from porting.ascend.handoff import NOT_COMPARED, write_handoff
 from porting.ascend.image_inputs import CONFIG, KEY, ImageInputs, image_inputs
 from porting.ascend.language_gears import KEPT, language_gears
 from porting.ascend.preprocessing import ImageInput
@@ -37,7 +37,6 @@ from porting.types import Graph, is_graph
 from porting.verdict import printable
 
 HOST_CPUS = ("aarch64", "x86_64")
-NOT_COMPARED = "this graph was not compared with its source: `porting validate PORT --against SOURCE` does that"
 
 
 @dataclass(frozen=True)

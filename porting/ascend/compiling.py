@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from porting.ascend.explanations import LogReport, explain_log
-from porting.ascend.handoff import BUILD, LOG, Handoff, finish_handoff, handoffs_of
+from porting.ascend.handoff import BUILD, LOG, NOT_COMPARED, Handoff, finish_handoff, handoffs_of
 from porting.ascend.log_lines import decoded, numbered_lines
 from porting.errors import DeviceUnavailable, PortError, UsageError, nearest
 from porting.port_folder import open_port
 
 SCHEMA = "porting.compile/1"
-NO_CANN, WRONG_USE = 3, 2  # exit codes of build.sh
+NO_CANN, WRONG_USE = 3, 2  # exit codes of build.sh, which names the others
+ERROR = "error: "
 GRACE_S = 5.0  # between asking a compilation to end and ending it
 
 
@@ -29,6 +30,7 @@ class Compiled:
 
     ok:     a model was made and recorded
     status: the exit code of build.sh; None when nothing was run (`record`)
+    reason: why no model was made, in a phrase; "" where one was
     report: what the codes in atc.log mean
     """
 
@@ -36,6 +38,7 @@ class Compiled:
     ok: bool
     status: int | None
     report: LogReport | None
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -46,6 +49,7 @@ class Compiled:
             "folder": str(self.handoff.path),
             "ok": self.ok,
             "status": self.status,
+            "reason": self.reason,
             **said,
             "log": None if self.report is None else asdict(self.report),
         }
@@ -72,7 +76,9 @@ def compile_port(
     handoff.verify()
     if record:
         return Compiled(finish_handoff(handoff.path), True, None, _report(handoff, lang))
-    status, last = _run(handoff.path, on_line)
+    if NOT_COMPARED in handoff.manifest["notes"]:
+        on_line(f"note: {NOT_COMPARED}")
+    status, said = _run(handoff.path, on_line)
     if status == NO_CANN:
         raise DeviceUnavailable(
             f"atc is not on this machine, so {handoff.name} was not compiled",
@@ -81,9 +87,9 @@ def compile_port(
             "`porting compile PORT --record` records that; or set ASCEND_HOME_PATH, where CANN is here in no usual place",
         )
     if status == WRONG_USE:
-        raise UsageError(f"{BUILD} was used wrongly: {last}", where=str(handoff.path), next="mend what is named, and run again")
+        raise UsageError(f"{BUILD} could not run: {said}", where=str(handoff.path), next="mend what is named, and run again")
     if status:
-        return Compiled(handoff, False, status, _report(handoff, lang))
+        return Compiled(handoff, False, status, _report(handoff, lang), said or f"{BUILD} ended with {status}")
     return Compiled(finish_handoff(handoff.path), True, 0, _report(handoff, lang))
 
 
@@ -110,7 +116,7 @@ def _report(handoff: Handoff, lang: str) -> LogReport | None:
 
 
 def _run(folder: Path, on_line: Callable[[str], None]) -> tuple[int, str]:
-    """Run build.sh to its end; its exit code and last line. What it started ends with it."""
+    """Run build.sh to its end; its exit code, and what it said of an error itself. What it started ends with it."""
     try:
         process = subprocess.Popen(
             ["bash", BUILD],
@@ -128,17 +134,26 @@ def _run(folder: Path, on_line: Callable[[str], None]) -> tuple[int, str]:
             where=str(folder),
             next="atc runs on Linux, and build.sh is for bash",
         ) from error
-    last = ""
+    said = ""
     try:
         assert process.stdout is not None
         with process.stdout as stdout:
             for _, line in numbered_lines(stdout):  # type: ignore[arg-type]  # bytes: nothing else was asked for
-                last, _encoding = decoded(line)
-                on_line(last)
-        return process.wait(), last
+                text, _encoding = decoded(line)
+                on_line(text)
+                said = text.removeprefix(ERROR) if text.startswith(ERROR) else said  # build.sh writes its own last
+        return _ended(process.wait(), said)
     except BaseException:  # an interrupt too: a compiler in a session of its own would go on for an hour
         _end(process)
         raise
+
+
+def _ended(status: int, said: str) -> tuple[int, str]:
+    """A script that a signal ended said nothing."""
+    if status >= 0:
+        return status, said if status else ""
+    hint = ": out of memory?" if -status == signal.SIGKILL else ""
+    return 128 - status, f"{BUILD} was killed by signal {-status}{hint}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -33,6 +33,7 @@ BUILD, COMMAND, README = "build.sh", "atc.txt", "README.txt"
 LOG, HASHES = "atc.log", "model.om.sha256"
 OWN_NAMES = (MODEL, MANIFEST, BUILD, COMMAND, README, LOG, HASHES, "weights", "weight", "kernel_meta")
 ANY_CANN = "any"
+NOT_COMPARED = "this graph was not compared with its source: `porting validate PORT --against SOURCE` does that"
 MAX_MANIFEST_BYTES = 16 << 20
 LARGEST_FILE = 1 << 62
 KEYS = ("schema", "soc", "family", "cann", "host_cpu", "quantised", "command", "files", "rules", "notes", "tools", "build")
@@ -315,7 +316,7 @@ def _is_host_om(name: str) -> bool:
 def finish_handoff(folder: Path) -> Handoff:
     """Record what build.sh made in handoff.json, with the hashes that it wrote down then.
 
-    raises: PortError when nothing or more than one model was made, a file of the hand-off has changed, or the hashes do not agree
+    raises: PortError when nothing, an empty model or more than one was made, a file of the hand-off has changed, or the hashes do not agree
     """
     handoff = open_handoff(folder)
     handoff.verify()
@@ -325,6 +326,8 @@ def finish_handoff(folder: Path) -> Handoff:
         found = ", ".join(om) or "none"
         raise PortError(f"expected one compiled model, found {found}", where=str(folder), next=f"run `bash {BUILD}` there")
     entries = [_entry(folder, name) for name in made]
+    if not entries[0]["size"]:
+        raise PortError(f"{om[0]} is empty: nothing was compiled", where=str(folder), next=f"run `bash {BUILD}` there again")
     written = _hashes(folder / HASHES)
     wrong = [e["path"] for e in entries if written.get(e["path"]) != e["sha256"]]
     if wrong or written.keys() != {e["path"] for e in entries}:

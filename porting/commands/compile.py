@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def command(port: Path, handoff: str | None, record: bool, lang: str, as_json: bool, quiet: bool) -> int:
     """Compile a port's hand-off for Ascend where Huawei's atc is: runs its build.sh, explains the codes in the log, records model.om.
 
-    The compiler's output goes to stderr. Exit 0 with a compiled model, 1 when atc refuses, 3 when there is no atc on this machine: then
+    The compiler's output goes to stderr. Exit 0 with a compiled model, 1 when atc makes none, 3 when there is no atc on this machine: then
     the folder is to be copied to one that has it. A compiled model has not run: that takes the chip.
     """
     from porting.ascend.compiling import compile_port
@@ -45,7 +45,7 @@ def _text(compiled: Compiled, lang: str) -> str:
     if compiled.ok and build is not None:
         files = [f"  {e['path']}  {options.size(e['size'])}  sha256 {e['sha256']}" for e in build["files"]]
         return "\n".join([f"COMPILED {handoff.name}: {build['om']}; it was not run on hardware", *files])
-    lines = [f"FAIL {handoff.name}: atc refused (exit code {compiled.status})"]
+    lines = [f"FAIL {handoff.name}: {compiled.reason}"]
     if compiled.report is not None:
         lines += ["", report_text(compiled.report, lang)]
     return "\n".join(lines)

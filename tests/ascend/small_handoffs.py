@@ -16,7 +16,7 @@ from tests.graph_models import model, node, weight
 
 MODE = ("precision_mode_v2", "fp16")
 KEEP = {"keep_dtype": "keep_dtype.cfg"}
-# reads its own environment and folder; what it does is FAKE_ATC: ok | host | fail | nothing | two | outside | chatty | slow
+# reads its own environment and folder; what it does is FAKE_ATC: ok | host | fail | killed | nothing | two | empty | outside | chatty | slow
 FAKE_ATC = """#!{python} -IS
 import os, sys, time
 options = dict(a[2:].split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
@@ -35,6 +35,8 @@ if how == "fail":
     print("ATC run failed, Please check the detail log")
     print("EZ3003: No supported Ops kernel and engine are found for [n], optype [NonZero].\\x1b[31m")
     sys.exit(255)
+if how == "killed":
+    os.kill(os.getpid(), 9)
 if how == "slow":
     open("started", "w").close()
     time.sleep(600)
@@ -44,7 +46,7 @@ if how == "chatty":
 names = dict(host=["model_linux_aarch64.om"], two=["model.om", "model_linux_x86_64.om"], nothing=[])
 for name in names.get(how, ["model.om"]):
     with open(name, "wb") as file:
-        file.write(b"IMOD" + open(options["model"], "rb").read()[:64])
+        file.write(b"" if how == "empty" else b"IMOD" + open(options["model"], "rb").read()[:64])
 if how == "outside":
     os.makedirs("weight")
     open("weight/0.bin", "wb").write(b"w")

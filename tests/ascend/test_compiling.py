@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from porting.ascend.compiling import compile_port
-from porting.ascend.handoff import write_handoff
+from porting.ascend.handoff import NOT_COMPARED, write_handoff
 from porting.cli import _exit_code
 from porting.errors import DeviceUnavailable, PortError, UsageError
 from porting.port_folder import sha256_of
@@ -72,7 +72,7 @@ def test_a_refusal_is_explained(port: Path, atc: pytest.MonkeyPatch, capsys: pyt
     assert compiled.report is not None and compiled.report.findings[0].code == "EZ3003"
     assert _exit_code(["compile", str(port)]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith(f"FAIL {NAME}: atc refused") and "EZ3003 (operators): no engine" in out
+    assert out.startswith(f"FAIL {NAME}: atc ended with 255\n") and "EZ3003 (operators): no engine" in out
     assert "ATC run failed" in err and "\x1b" not in out + err
     assert _exit_code(["compile", str(port), "--json", "--quiet", "--lang", "zh"]) == 1
     out, err = capsys.readouterr()
@@ -83,6 +83,32 @@ def test_a_refusal_is_explained(port: Path, atc: pytest.MonkeyPatch, capsys: pyt
         and "引擎" in found["log"]["findings"][0]["explanation"]["means"]
     )
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        ("nothing", 4, "atc reported no failure and made no model"),
+        ("two", 5, "atc reported no failure and made 2 files with .om"),
+        ("empty", 6, "atc reported no failure and made an empty model: no byte in model.om"),
+        ("killed", 137, "atc was killed by signal 9: out of memory?"),
+    ],
+)
+def test_the_verdict_says_what_atc_did(
+    port: Path, atc: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, status: int, said: str
+) -> None:
+    atc.setenv("FAKE_ATC", how)
+    compiled = compile_port(port)
+    assert (compiled.ok, compiled.status, compiled.reason) == (False, status, said) and compiled.handoff.build is None
+    assert _exit_code(["compile", str(port), "--quiet"]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == f"FAIL {NAME}: {said}"
+
+
+def test_what_was_not_compared_is_said_before_it_is_compiled(port: Path, atc: pytest.MonkeyPatch) -> None:
+    write_handoff(port, command(), side_files={"keep_dtype.cfg": b"n\n"}, cann="8.5.0", notes=[NOT_COMPARED], force=True)
+    lines: list[str] = []
+    compile_port(port, on_line=lines.append)
+    assert NOT_COMPARED in lines[0]
 
 
 def test_without_atc_the_way_is_shown(port: Path, capsys: pytest.CaptureFixture[str]) -> None:

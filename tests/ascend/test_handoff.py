@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -227,14 +228,23 @@ def test_build_runs_from_anywhere_whatever_the_folder_is_called(folder: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [("fail", "atc ended with 255"), ("nothing", "made 0 files"), ("two", "made 2 files")]
+    ("how", "said", "status"),
+    [
+        ("fail", "atc ended with 255", 1),
+        ("nothing", "atc reported no failure and made no model", 4),
+        ("two", "made 2 files", 5),
+        ("empty", "made an empty model: no byte in model.om", 6),
+        ("killed", "atc was killed by signal 9: out of memory?", 137),
+    ],
 )
-def test_a_build_that_fails_says_so_and_leaves_no_old_model(folder: Path, tmp_path: Path, how: str, said: str) -> None:
+def test_a_build_that_fails_says_so_and_leaves_no_old_model(
+    folder: Path, tmp_path: Path, how: str, said: str, status: int
+) -> None:
     assert build(folder, "outside", fake_atc(tmp_path)).returncode == 0
     ran = build(folder, how, fake_atc(tmp_path))
-    assert ran.returncode == 1 and said in ran.stderr and "porting explain atc.log" in ran.stderr
+    assert ran.returncode == status and said in ran.stderr and "porting explain atc.log" in ran.stderr
     assert not (folder / HASHES).exists() and not (folder / "weight").exists()
-    with pytest.raises(PortError, match=r"expected one compiled model|does not fit"):
+    with pytest.raises(PortError, match=r"expected one compiled model|does not fit|is empty"):
         finish_handoff(folder)
 
 
@@ -371,6 +381,13 @@ def test_a_model_of_another_run_is_not_recorded(folder: Path, tmp_path: Path) ->
     (folder / "model.om").unlink()
     (folder / "model.om").symlink_to("/etc/passwd")
     with pytest.raises(PortError, match="found none"):
+        finish_handoff(folder)
+
+
+def test_an_empty_model_is_not_recorded_even_with_its_hash(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.om").write_bytes(b"")
+    (folder / HASHES).write_text(f"{hashlib.sha256(b'').hexdigest()}  model.om\n")
+    with pytest.raises(PortError, match=r"model\.om is empty"):
         finish_handoff(folder)
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiles model.onnx for @SOC@ with atc of Huawei's CANN. README.txt says what is needed.
-# Exit code 0: there is a .om; 1: atc refused, and atc.log says why; 2: used wrongly; 3: no CANN here.
+# Exit code 0: there is a .om; 1: atc ended with an error, and atc.log says why; 2: used wrongly; 3: no CANN here;
+# 4: atc reported no failure and made no .om; 5: it made several; 6: it made an empty one; 128 + n: signal n ended atc.
 set -euo pipefail
 
 fail() { # exit code, what, next
@@ -90,19 +91,33 @@ print(", ".join(found))' || true # CANN_PYTHON names another, when atc asks for 
     done
 } 2>&1 | tee -- atc.log
 
-status=0
-@COMMAND@ 2>&1 | tee -a -- atc.log || status=$?
-[[ $status -eq 0 ]] || fail 1 "atc ended with $status" "porting explain atc.log says what the codes mean"
+set +e
+@COMMAND@ 2>&1 | tee -a -- atc.log
+ended=("${PIPESTATUS[@]}")
+set -e
+status=${ended[0]}
+explain="porting explain atc.log says what the codes mean"
+if [[ $status -gt 128 && $status -le 192 ]]; then
+    signal=$((status - 128)) hint=""
+    [[ $signal -ne 9 ]] || hint=": out of memory?"
+    fail "$status" "atc was killed by signal $signal$hint" "where memory ran out, take a machine with more; $explain"
+fi
+[[ $status -eq 0 ]] || fail 1 "atc ended with $status" "$explain"
+[[ ${ended[1]} -eq 0 ]] || fail 2 "atc.log cannot be written" "make room in this folder, and run again"
 
 made=()
 compiled=0
+empty=0
 for file in model.om model_linux_*.om model_weight_combined* weight/*; do
     if [[ -f $file ]]; then
         made+=("$file")
         if [[ $file == *.om ]]; then
             compiled=$((compiled + 1))
+            [[ -s $file ]] || empty=$((empty + 1))
         fi
     fi
 done
-[[ $compiled -eq 1 ]] || fail 1 "atc reported no failure, and made $compiled files with .om" "porting explain atc.log says what the codes mean"
+[[ $compiled -ne 0 ]] || fail 4 "atc reported no failure and made no model" "$explain"
+[[ $compiled -eq 1 ]] || fail 5 "atc reported no failure and made $compiled files with .om" "$explain"
+[[ $empty -eq 0 ]] || fail 6 "atc reported no failure and made an empty model: no byte in ${made[0]}" "make room on the disk, and run again; $explain"
 sha256sum -- "${made[@]}" | tee -- model.om.sha256
