@@ -17,7 +17,7 @@ import numpy as np
 from porting.ascend.checking import Judged, stored_precision
 from porting.ascend.compilation import Compilation
 from porting.ascend.half_formats import FORMATS
-from porting.ascend.overflow import NOT_MODELLED, Forecast, forecasts
+from porting.ascend.overflow import MOST_BY_ROUNDING, NOT_MODELLED, Forecast, OutputForecast, forecasts
 from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE
 from porting.ascend.side_files import SideFiles, side_files
 from porting.errors import InputError, UnsupportedModel
@@ -64,14 +64,20 @@ class Exceptions:
         found = [Check.equal(name, len(beyond), 0, where, why or NOT_MODELLED)]
         worst = max(self.again.outputs, key=lambda o: (not o.holds, o.error / o.bound if o.bound else o.error), default=None)
         if worst is not None:
-            why = (
-                f"{len(wrong)} outputs lose more to the range of {self.again.precision} than to its significand"
-                if wrong
-                else NOT_MODELLED
-            )
-            name = f"forecast of {self.again.precision}: relative error of {worst.name}"
-            found.append(Check.at_most(name, worst.error, worst.bound, kept, why))
+            found.append(self._of_output(worst, len(wrong), kept))
         return found
+
+    def _of_output(self, worst: OutputForecast, wrong: int, kept: str) -> Check:
+        precision = self.again.precision
+        name = f"forecast of {precision}: relative error of {worst.name}"
+        if worst.undecided and worst.error <= worst.bound:
+            why = (
+                f"rounding to the significand of {precision} alone changes {worst.significand:.0%} of it on these inputs: integers beyond 2048 in "
+                "floats, differences of large numbers, or inputs that mean nothing; use others (--inputs), or -p fp32 where the SoC has it"
+            )
+            return Check(name, "error", worst.error, MOST_BY_ROUNDING, kept, why)
+        why = f"{wrong} outputs lose more to the range of {precision} than to its significand" if wrong else NOT_MODELLED
+        return Check.at_most(name, worst.error, worst.bound, kept, why)
 
     def why(self, name: str) -> str:
         """Why a node overflows, or is lost, all the same."""

@@ -255,3 +255,28 @@ def test_a_card_that_is_too_small_fails(mlp: Path, capsys: pytest.CaptureFixture
     assert run("check", mlp, "--target", "Ascend310P3", "--device-memory", "much") == 2
     verdict = porting.check(mlp, "Ascend310P3")
     assert any(a["values_of_unknown_size"] for a in verdict.details["memory"]["activations"].values())
+
+
+# --- what rounding alone does to it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constant", "numbers"),
+    [
+        ("s = Add(x, c) y = Sub(s, c)", 5000.0, np.linspace(-1, 1, 16)),  # cancellation: 0.9 of the result is gone
+        ("s = Add(x, c) y = Sub(s, c)", 30000.0, np.linspace(-1, 1, 16)),
+        ("s = Div(x, c) f = Floor(s) y = Cast<to = 7>(f)", 3.0, np.arange(20011, 20027)),  # beyond 2048
+    ],
+)
+def test_no_bound_lets_anything_pass(nodes: str, constant: float, numbers: np.ndarray, tmp_path: Path) -> None:
+    kind = "int64" if "Cast" in nodes else "float"
+    text = f"<ir_version: 8, opset_import: ['' : 17]> g (float[16] x) => ({kind}[16] y) {{ {nodes} }}".replace("'", '"')
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(constant, np.float32), "c"))
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", x=numbers.astype(np.float32))
+    verdict = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz")
+    (check,) = [c for c in verdict.checks if "relative error" in c.name]
+    assert verdict.verdict == "error" and check.verdict == "error" and "alone changes" in check.detail
+    ported = porting.port(tmp_path / "m.onnx", tmp_path / "m.port", "Ascend310P3", inputs=tmp_path / "x.npz")
+    assert not ported.ok and not (tmp_path / "m.port" / "targets").exists()

@@ -42,7 +42,8 @@ gives what the untouched model gives. The number is the share of its bound that 
 *Blocked* names the rules ([porting/ascend/data/rules.json](../porting/ascend/data/rules.json)) and how many nodes they speak of. *Gears* are the
 shapes that the port was made for and compared in, each by itself: the sizes of the inputs that the model is validated on elsewhere; the port then
 holds the hand-off for the compiler. `fixed` is one shape. Where the port is compiled to fp16, what overflows on these inputs is forecast: *nodes in
-fp32* are kept so by a file in the hand-off; *forecast-overflow* means that some are left that no file can keep.
+fp32* are kept so by a file in the hand-off; *forecast-overflow* means that some are left that no file can keep, *forecast-range* that outputs lose
+more to fp16's range than to its significand, *undecided* that the significand alone changes more than a tenth of an output: there is no hand-off then.
 
 """
 # An LSTM that quantises as it goes is rewritten step by step, which takes a number of steps.
@@ -123,9 +124,12 @@ def cell(verdict: Verdict) -> str:
     ]
     if any(c.name.startswith("forecast of ") and c.verdict == "fail" for c in verdict.checks):
         beyond = next(int(c.value) for c in verdict.checks if c.name.endswith("nodes that overflow"))  # type: ignore[arg-type]
-        return f"blocked: forecast-overflow ({beyond})"
+        return f"blocked: forecast-overflow ({beyond})" if beyond else "blocked: forecast-range (outputs)"
     missed = "; branches not shown" if verdict.details.get("not_reached") else ""
-    if not verdict.ok:
+    open_ = [c for c in verdict.checks if c.verdict != "pass"]
+    if open_ and all(c.name.startswith("forecast of ") for c in open_):
+        return f"portable, {max(shares, default=0):.0%}; fp16 undecided on these inputs{missed}"
+    if open_:
         return f"{verdict.verdict}: {verdict.reason[:120]}"
     forecast = verdict.details.get("forecast")
     kept = len(forecast["with_exceptions"]["kept"]) if isinstance(forecast, dict) and forecast["with_exceptions"] else 0
