@@ -72,8 +72,9 @@ def row(port: Callable[..., Verdict], dims: str = "") -> tuple[str, list[str]]:
     for soc in SOCS:
         with tempfile.TemporaryDirectory(prefix="porting-table-") as folder:
             verdict = port(Path(folder), soc, request)
-            if request is None and "left open" in str(verdict.details.get("handoff")):
-                request = gears_of(Path(folder) / "m.port", verdict)
+            made = Path(folder) / "m.port"
+            if request is None and made.exists() and "gears" not in porting.open_port(made).manifest:
+                request = gears_of(made, verdict)
                 with tempfile.TemporaryDirectory(prefix="porting-table-") as second:
                     try:
                         verdict = port(Path(second), soc, request)
@@ -81,7 +82,7 @@ def row(port: Callable[..., Verdict], dims: str = "") -> tuple[str, list[str]]:
                     except UnsupportedModel as error:  # the verdict is that of free sizes
                         request, shown = None, f"none: {error.what}"
             elif verdict.details.get("portability") != "blocked":
-                shown = gears_shown(Path(folder) / "m.port")
+                shown = gears_shown(made)
         cells.append(cell(verdict))
     return shown, cells
 
