@@ -117,7 +117,7 @@ def test_what_was_calibrated_on_is_not_held_out(model: Path, tmp_path: Path) -> 
 def test_inputs_far_from_the_calibration_fail(model: Path, tmp_path: Path) -> None:
     verdict = ported(model, arrays(tmp_path, "c", 4, 0, change=0.01), arrays(tmp_path, "h", 2, 9))
     assert verdict.verdict == "fail" and verdict.reason.startswith("quality: relative error of y in W8A8")
-    assert verdict.details["handoff"] .startswith("no hand-off: the verdict is 'fail'")
+    assert verdict.details["handoff"].startswith("no hand-off: the verdict is 'fail'")
     assert not handoffs_of(model.with_suffix(".port"))
 
 
