@@ -225,6 +225,8 @@ def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | No
         quantised=compilation.integers is not None,
     )
     notes = [*([] if compared else [NOT_COMPARED]), *([] if result.cann else [EVERY_VERSION])]
+    if not compared and not result.mode.keeps_graph:
+        notes.append(f"what overflows in {result.precision} was not forecast: `porting port` does that, and keeps it in fp32")
     notes += [
         *(images.notes() if images is not None else []),
         *compilation.notes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -97,6 +97,7 @@ def command(
     held = m["weights"]
     lines = [
         f"wrote {port.path}: {m['architecture']} for {m['target']} in {m['precision']}",
+        *for_the_compiler(m.get("ascend")),
         f"  tensors  {len(m['tensors']['used'])} used, {len(m['tensors']['dropped'])} dropped",
         f"  weights  {options.size(held['written_bytes'])} written, {options.size(held['linked_bytes'])} linked",
         *[f"  NOT in the weights file, left as the factory made it: {name}" for name in said.get("weights_missing", [])],
@@ -106,3 +107,15 @@ def command(
     ]
     options.emit(result, as_json, "\n".join(lines))
     return 0
+
+
+def for_the_compiler(about: dict[str, Any] | None) -> list[str]:
+    """What the graph of an Ascend target will be compiled in, and what nobody has looked at yet."""
+    if about is None:
+        return []
+    return [
+        f"  compiled in {about['precision']}: {about['precision_mode']}",
+        "  NOT compared with its source"
+        + ("" if about["precision_mode"].endswith("=origin") else f", and what overflows in {about['precision']} not forecast")
+        + ": `porting port` does that",
+    ]

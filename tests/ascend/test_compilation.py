@@ -152,6 +152,7 @@ def test_convert_hands_over_and_says_that_nothing_was_compared(dynamic: Path, tm
     porting.convert(dynamic, tmp_path / "m.port", "Ascend310P3", gears="batch=1,length=4", cann="8.0.0")
     handoff = handoffs_of(tmp_path / "m.port")[0]
     assert handoff.name.startswith("Ascend310P3-8.0") and any("not compared" in note for note in handoff.manifest["notes"])
+    assert any("was not forecast" in note for note in handoff.manifest["notes"])
 
 
 @pytest.mark.parametrize(
