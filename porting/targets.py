@@ -14,6 +14,8 @@ from porting.errors import UsageError, nearest
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "w8a8")
 DEFAULT_ASCEND = "Ascend910B3"
+LISTED = 12  # targets in a message
+SOLD_AS = {"ascend910c": "Ascend910_93"}  # a name on the box -> how the soc_versions of such chips begin
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,18 @@ def find_target(name: str) -> Target:
 
 
 def _known(name: str) -> str:
-    """The nearest target, in any case, and the kinds that there are: the table itself is too long for a line."""
-    spelled = {t.lower(): t for t in ("ascend", *_table())}
+    """What may have been meant: all chips of a name that several have, else the nearest target in any case."""
+    socs = [target for target in _table() if target not in ("cpu", "cuda")]
+    sold = SOLD_AS.get(name.lower(), name).lower()
+    meant = [soc for soc in socs if len(sold) >= len("ascend") and soc.lower().startswith(sold)]
+    if meant:
+        more = f" and {len(meant) - LISTED} more" if len(meant) > LISTED else ""
+        return f"a soc_version says which one: {', '.join(meant[:LISTED])}{more} (`npu-smi info` on the machine shows it)"
+    shorthand = ["ascend"] if len(name) <= len("ascend") + 1 else []  # every SoC begins so: no hint for a long name
+    spelled = {target.lower(): target for target in (*shorthand, *_table())}
     close = difflib.get_close_matches(name.lower(), list(spelled), n=1)
-    meant = f"did you mean {spelled[close[0]]!r}? " if close else ""
-    socs = len(spelled) - 3
-    return f"{meant}known: cpu, cuda, ascend, and {socs} Ascend SoCs, such as Ascend310P3, Ascend910B3, Ascend950PR_9599"
+    hint = f"did you mean {spelled[close[0]]!r}? " if close else ""
+    return f"{hint}known: cpu, cuda, ascend, and {len(socs)} Ascend SoCs, such as Ascend310P3, Ascend910B3, Ascend950PR_9599"
 
 
 def resolve_precision(target: Target, precision: str | None, stored: set[str]) -> str:

@@ -44,3 +44,18 @@ def test_precisions() -> None:
             resolve_precision(cpu, precision, stored)
     with pytest.raises(UsageError, match="is not written in"):
         resolve_precision(ascend, "fp16", set())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "not_expected"),
+    [
+        ("Ascend910C", "Ascend910_9392", "Ascend910B2C"),
+        ("ascend310p", "Ascend310P3", "did you mean"),
+        ("Ascend910_93", "Ascend910_9381", "did you mean"),
+        ("Ascend910", "and", "did you mean"),
+    ],
+)
+def test_a_name_that_several_chips_have_lists_them(name: str, expected: str, not_expected: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        find_target(name)
+    assert expected in str(raised.value) and not_expected not in str(raised.value)
