@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from ..rewriting import made_by
 from .in_place import numbers
+from .magnitudes import DEPTH, FLOATS, PASSED_ON, SIGNED, UNSIGNED, largest
 
-DEPTH = 32  # nodes that are followed back; a chain of shape arithmetic is shorter
-UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64, ir.DataType.BOOL)
 # of Abs too: the least integer, which has no absolute value of its own type, is no index
 ALWAYS = ("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Abs", "Relu")
-PASSED_ON = (  # the numbers of the first input, and no others
-    *("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Slice", "Split"),
-    *("Gather", "GatherND", "GatherElements", "ReduceMax", "ReduceMin", "Cast"),
-)
-OF_ALL = (
-    "Concat",
-    "Min",
-    "Add",
-    "Mul",
-    "Div",
-)  # not negative when no input is; sums and products that wrap around are no index
+# not negative when no input is; sums and products that wrap around are no index
+OF_ALL = ("Concat", "Min", "Add", "Mul", "Div")
 OF_ANY = ("Max",)
 
 
@@ -45,6 +36,8 @@ def is_nonnegative(value: ir.Value | None, depth: int = DEPTH) -> bool:
         return value is node.outputs[1]
     if node.op_type in PASSED_ON:
         return is_nonnegative(node.inputs[0], depth - 1)
+    if node.op_type == "Cast":
+        return is_nonnegative(node.inputs[0], depth - 1) and _fits(node)
     joined = _joined(node.op_type)
     if joined is not None:
         return joined(is_nonnegative(v, depth - 1) for v in node.inputs)
@@ -59,6 +52,12 @@ def is_nonnegative(value: ir.Value | None, depth: int = DEPTH) -> bool:
         divisor = numbers(node.inputs[1])
         return "fmod" not in node.attributes and divisor is not None and bool((divisor > 0).all())
     return False
+
+
+def _fits(cast: ir.Node) -> bool:
+    """Whether no number is too large for the type and comes out negative: uint32 to int32."""
+    to = ir.DataType(cast.attributes["to"].as_int())
+    return to in FLOATS or (to in SIGNED and largest(cast.inputs[0]) <= np.iinfo(to.numpy()).max)
 
 
 def _joined(op_type: str) -> Callable[..., bool] | None:
