@@ -76,6 +76,28 @@ def test_indices_count_from_the_front(case: tuple[str, dict[str, Any], dict[str,
         assert not todo or value.dtype.name not in TYPES or value.const_value.numpy().min() >= 0  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("fed", [False, True])
+@pytest.mark.parametrize(
+    ("axis", "kind"), [(1, "Gather"), (-1, "Gather"), (2, "GatherElements"), (-2, "GatherElements"), (1, "ScatterElements")]
+)
+def test_the_size_that_is_added_is_that_of_the_axis(axis: int, kind: str, fed: bool, free: bool) -> None:
+    sizes = (2, 5, 3)
+    shape = (2,) if kind == "Gather" else sizes
+    i = np.resize(np.array([-1, -2], np.int64), shape)
+    if kind == "ScatterElements":
+        i = np.argsort(random(*sizes), axis) - sizes[axis]
+    feeds = {"x": random(*sizes), "i": i, "u": random(*sizes)}
+    inputs = [f"float{dims(sizes, free)} x", *([f"int64{dims(shape, False)} i"] if fed else [])]
+    inputs += ["float[2, 5, 3] u"] if kind == "ScatterElements" else []
+    text = f"({', '.join(inputs)}) => (float y) {{ y = {kind}<axis={axis}>(x, i{', u' if kind == 'ScatterElements' else ''}) }}"
+    lowered = require_lowered(negative_indices, read(text, 17, **({} if fed else {"i": i})), feeds)
+    if not fed and not free:
+        node = next(node for node in lowered.model.graph if node.op_type == kind)
+        constant = node.inputs[1].const_value if node.inputs[1] is not None else None
+        assert constant is not None and np.array_equal(constant.numpy(), i + sizes[axis])
+
+
 @pytest.mark.parametrize(
     "made",
     [

@@ -126,6 +126,8 @@ def test_what_is_read_as_it_stands_is_left(mode: str) -> None:
         "(float[a, b, c, d] x) => (float y) { y = Resize(x, , f) }",
         '(float[a, b, c, d] x) => (float y) { y = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="ceil">(x, , t) }',
         '(float[a, b, c, d] x) => (float y) { y = Resize<nearest_mode="floor">(x, , t) }',
+        '(float[a, b, c, d] x) => (float y) { y = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , h) }',
+        '(float[a, b, c, d] x) => (float y) { y = Resize<nearest_mode="round_prefer_floor">(x, , h) }',
         '(float[1, 1, 4, 4] x) => (float y) { y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(x, r, f) }',
     ],
 )
@@ -133,6 +135,7 @@ def test_what_is_not_known_is_left(text: str) -> None:
     weights = {
         "t": np.array([1, 1, 2, 3], np.float32),
         "f": np.array([1, 1, 1.3, 0.7], np.float32),
+        "h": np.array([1, 1, 1, 1.5], np.float32),
         "r": np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32),
     }
     assert resize_rounding(read(text, 18, **weights))[1] == 0

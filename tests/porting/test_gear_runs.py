@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porting.errors import InputError
-from porting.gear_runs import fitting, gear_of, padded, pieces
+from porting.gear_runs import LOGITS, TOKENS, fitting, gear_of, padded, pieces, run_tokens
+from porting.types import Program, State, StatePair, StateSpec, TensorSpec
 
 GEARS = ({"x": (1, 8), "m": (1,)}, {"x": (4, 16), "m": (1,)})
 
@@ -70,3 +71,47 @@ def test_the_gear_of_a_run_and_the_smallest_that_holds_it() -> None:
     assert fitting(GEARS, {"x": (1, 5)}) == GEARS[0] and fitting(GEARS, {"x": (2, 5)}) == GEARS[1]
     with pytest.raises(InputError, match="no gear holds"):
         fitting(GEARS, {"x": (1, 17)})
+
+
+class FakeSession:
+    """A port whose runs add what they are fed, padding included, to the length, as a session does; logits are sums of all that is seen."""
+
+    def __init__(self, capacity: int, buckets: tuple[int, ...]) -> None:
+        shape = (1, 1, capacity, 1)
+        inputs = (TensorSpec(TOKENS, "int64", (1, "n")), TensorSpec("k", "float32", shape), TensorSpec("at", "int64", (1,)))
+        state = StateSpec((StatePair("k", "k2", 2),), "at", (TOKENS, 1))
+        self.program = Program(b"", inputs, (), state, gears=tuple({TOKENS: (1, n)} for n in buckets))
+        self.cache, self.ran = np.full(capacity, 10**9), []  # type: ignore[var-annotated]
+
+    def run(self, feeds: dict[str, np.ndarray], state: State) -> dict[str, np.ndarray]:
+        (fed,) = feeds[TOKENS]
+        filled = int(state.length[0])
+        self.ran.append(len(fed))
+        self.cache[filled : filled + len(fed)] = fed
+        state.length = state.length + len(fed)
+        return {LOGITS: np.array([self.cache[: filled + i + 1].sum() for i in range(len(fed))]).reshape(1, -1, 1)}
+
+
+@pytest.mark.parametrize("bucket", [4, 16, 64, 512, 4096])
+@pytest.mark.parametrize("used", [1, 3])
+def test_the_length_after_a_piece_counts_no_padding(bucket: int, used: int) -> None:
+    """Of every bucket, or the next tokens see the padding, and the cache is full before it is."""
+    session = FakeSession(bucket + 8, (bucket,))
+    state = State({}, np.zeros(1, np.int64), bucket + 8)
+    ids = np.arange(1, 9).reshape(1, 8)
+    first = run_tokens(session, ids[:, :used], state)  # type: ignore[arg-type]
+    assert session.ran == [bucket] and state.length.tolist() == [used]
+    second = run_tokens(session, ids[:, used : used + 2], state)  # type: ignore[arg-type]
+    assert state.length.tolist() == [used + 2]
+    assert np.concatenate([first, second], 1).reshape(-1).tolist() == np.cumsum(ids[0, : used + 2]).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.sets(st.integers(2, 100), max_size=3))
+def test_prompts_one_after_another_are_one_prompt(prompts: list[int], buckets: set[int]) -> None:
+    session = FakeSession(310, (1, *sorted(buckets)))
+    state = State({}, np.zeros(1, np.int64), 310)
+    ids = np.random.default_rng(sum(prompts)).integers(1, 100, (1, sum(prompts)))
+    ends = np.cumsum(prompts)
+    got = [run_tokens(session, ids[:, end - n : end], state) for n, end in zip(prompts, ends, strict=True)]  # type: ignore[arg-type]
+    assert np.concatenate(got, 1).reshape(-1).tolist() == np.cumsum(ids[0]).tolist() and state.length.tolist() == [sum(prompts)]
