@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +65,46 @@ def test_mat_mul_integer(m: int, k: int, n: int, kind: str, rows: bool, seed: in
     weights = {"b": drawn(rng, kind, k, n), "zb": drawn(rng, kind, n) if rows else np.array(3, INTEGERS[kind])}
     text = f"(uint8[2, {m}, {k}] a, uint8 za) => (int32[2, {m}, {n}] y) {{ y = MatMulInteger(a, b, za, zb) }}"
     require_lowered(dequantize, read(text, 18, **weights), feeds, branches=False)
+
+
+@given(
+    st.integers(1, 3000),
+    st.sampled_from(["int8", "uint8"]),
+    st.sampled_from(["int8", "uint8"]),
+    st.booleans(),
+    st.sampled_from(["MatMul", "Conv"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_sum_overflows_fp16_and_what_is_multiplied_is_exact_in_it(
+    k: int, left: str, right: str, zeros: bool, operator: str
+) -> None:
+    """Of the largest numbers: matrix products cannot be kept in float32 on a 310P, what follows them can."""
+    a, b = (np.full((2, k), np.iinfo(one).max if one == "uint8" else np.iinfo(one).min, one) for one in (left, right))
+    a[0, 0], b[0, 0] = 1, 1
+    third = ", za, zb" if zeros else ""
+    constants: dict[str, Any] = {"za": np.array(0, left), "zb": np.array(3, right)} if zeros else {}
+    if operator == "MatMul":
+        text = f"({left}[2, {k}] a) => (int32[2, 2] y) {{ y = MatMulInteger(a, b{third}) }}"
+        feeds, weights = {"a": a}, {"b": b.T}
+    else:
+        text = f"({left}[2, {k}, 1] a) => (int32[2, 2, 1] y) {{ y = ConvInteger(a, b{third}) }}"
+        feeds, weights = {"a": a[:, :, None]}, {"b": b[:, :, None]}
+    lowered, changes = dequantize(read(text, 18, **weights, **constants))
+    assert changes == 1
+    model = onnx.load_model_from_string(ir.to_proto(lowered.model).SerializeToString())
+    products = [node for node in model.graph.node if node.op_type == operator]
+    names = [name for node in products for name in (*node.input[:2], *node.output)]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+    assert products
+    for node in products:
+        for name in node.input[:2]:
+            np.testing.assert_array_equal(values[name].astype(np.float16).astype(np.float32), values[name])
+        assert np.abs(values[node.output[0]]).max() <= np.finfo(np.float16).max
+    zero = int(constants["zb"]) if zeros else 0
+    wanted = a.astype(np.int64) @ (b.astype(np.int64) - zero).T
+    np.testing.assert_array_equal(next(iter(values.values())).reshape(2, 2), wanted)
 
 
 @given(st.integers(1, 40), st.integers(1, 3), st.booleans(), st.integers(0, 1), st.integers(0, 99))

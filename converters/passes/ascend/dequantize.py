@@ -2,11 +2,13 @@
 
     QuantizeLinear(x, s, z)    ->  Cast(Clip(Round(x / s) + z))        and what reads it as floats reads what is in front of the Cast
     DequantizeLinear(q, s, z)  ->  (Cast(q) - z) * s
-    MatMulInteger(a, b)        ->  Cast(MatMul(Cast(a) - za, Cast(b) - zb)), in as many parts as keep every sum below 2^24
+    MatMulInteger(a, b)        ->  Cast(MatMul((Cast(a) - za) / u, Cast(b) - zb) * u), in as many parts as keep every sum below 2^24
     ConvInteger, QLinearMatMul, QLinearConv, DynamicQuantizeLinear   in the same way
 
 Why: CANN's parser has no quantisation of ONNX at any opset, only Ascend's own operators. This gives up the speed of integers, and no number:
-a product of two integers of 8 bits and a sum of them below 2^24 are exact in float32. A device that computes these in fp16 rounds them.
+a product of two integers of 8 bits and a sum of them below 2^24 are exact in float32. A device that computes these in fp16 rounds them, but
+none of them overflows there: u is the power of two that takes the largest sum that can be below 65504, and what it multiplies again is for
+vectors, which can be kept in float32 where matrix products cannot.
 
 Refuses (leaves the node) when it is quantised from or to another float type than float32, or to a type of less than 8 bits or of floats, by
 blocks, a rank or size is not known, or a sum would take more than MOST_PARTS parts.
@@ -33,6 +35,7 @@ RANGES = {
 }
 EXACT = 1 << 24  # integers up to here are float32 numbers
 MOST_PARTS = 64
+HALF = 65504  # the largest fp16 number; one operand in units of a power of two is exact in it, of 8 bits at 2^-9 and up
 WHOLE = "porting.whole"  # metadata of a value that was cast from floats that are its numbers: the floats
 
 
@@ -108,11 +111,23 @@ def exact_parts(count: int, terms: int, largest: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def sum_of_parts(make: Maker, parts: list[ir.Value]) -> ir.Value:
-    """Sums in float32, each exact, added up in int32."""
-    total = make("Cast", parts[0], to=int(INT32))
+def unit_for(parts: list[tuple[int, int]], terms: int, largest: int) -> float:
+    """The smallest power of two in units of which every sum of `exact_parts` is an fp16 number, but for its rounding."""
+    most, unit = max(end - start for start, end in parts) * terms * largest, 1
+    while most > HALF * unit:
+        unit *= 2
+    return float(unit)
+
+
+def _scaled(make: Maker, value: ir.Value, factor: float) -> ir.Value:
+    return value if factor == 1 else make("Mul", value, make.scalar(factor, FLOAT))
+
+
+def sum_of_parts(make: Maker, parts: list[ir.Value], unit: float = 1) -> ir.Value:
+    """Sums in float32, each exact and in units of a power of two, added up in int32."""
+    total = make("Cast", _scaled(make, parts[0], unit), to=int(INT32))
     for part in parts[1:]:
-        total = make("Add", total, make("Cast", part, to=int(INT32)))
+        total = make("Add", total, make("Cast", _scaled(make, part, unit), to=int(INT32)))
     return total
 
 
@@ -167,33 +182,40 @@ def quantisation(make: Maker, x: ir.Value, rank: int) -> tuple[ir.Value, ir.Valu
 def _product(make: Maker, a: ir.Value, b: ir.Value, za: ir.Value | None, zb: ir.Value | None) -> ir.Value:
     """int32 (.., M, N) of integers (.., M, K) and (.., K, N). Zeros may be one a row of a, and one a column of b."""
     count = fixed(b, -2) if rank_of(b) > 1 else fixed(b, 0)
-    parts = exact_parts(count, 1, _largest(a, za) * _largest(b, zb))
+    largest = _largest(a, za) * _largest(b, zb)
+    parts = exact_parts(count, 1, largest)
+    unit = unit_for(parts, 1, largest)
     if rank_of(a) < 2 or rank_of(b) < 2:
         raise Refused("vectors")
     rows = make.unsqueeze(za, 1) if za is not None and rank_of(za) == 1 and not is_zero(za) else za
-    left, right = _shifted(make, a, rows), _shifted(make, b, zb)
+    left, right = _scaled(make, _shifted(make, a, rows), 1 / unit), _shifted(make, b, zb)
     last = rank_of(a) - 1, rank_of(b) - 2
     if len(parts) == 1:
-        return sum_of_parts(make, [make("MatMul", left, right)])
+        return sum_of_parts(make, [make("MatMul", left, right)], unit)
     cut = [(make.part(left, *part, last[0]), make.part(right, *part, last[1])) for part in parts]
-    return sum_of_parts(make, [make("MatMul", *pair) for pair in cut])
+    return sum_of_parts(make, [make("MatMul", *pair) for pair in cut], unit)
 
 
 def _convolved(make: Maker, x: ir.Value, w: ir.Value, zx: ir.Value | None, zw: ir.Value | None) -> ir.Value:
     """int32, of integers x (B, C, ..) and w (M, C / group, ..). One zero for x; one, or one a channel, for w."""
     rank, group = rank_of(w), make.int("group", 1)
     window = math.prod(fixed(w, axis) for axis in range(2, rank))
-    parts = exact_parts(fixed(w, 1), window, _largest(x, zx) * _largest(w, zw))
+    largest = _largest(x, zx) * _largest(w, zw)
+    parts = exact_parts(fixed(w, 1), window, largest)
+    unit = unit_for(parts, window, largest)
     if len(parts) > 1 and group != 1:
         raise Refused("sums of groups that are not exact in float32")
     if zw is not None and not is_zero(zw) and rank_of(zw) == 1:
         zw = make.unsqueeze(zw, *range(1, rank))
-    left, right = _shifted(make, x, zx), _shifted(make, w, zw)  # padding is with 0 now, which the zero point was
+    left, right = (
+        _scaled(make, _shifted(make, x, zx), 1 / unit),
+        _shifted(make, w, zw),
+    )  # padding is with 0 now, which the zero point was
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in make.node.attributes.items()}
     if len(parts) == 1:
-        return sum_of_parts(make, [make("Conv", left, right, **attributes)])
+        return sum_of_parts(make, [make("Conv", left, right, **attributes)], unit)
     cut = [(make.part(left, *part, 1), make.part(right, *part, 1)) for part in parts]
-    return sum_of_parts(make, [make("Conv", *pair, **attributes) for pair in cut])
+    return sum_of_parts(make, [make("Conv", *pair, **attributes) for pair in cut], unit)
 
 
 def _mat_mul_integer(make: Maker) -> ir.Value:
