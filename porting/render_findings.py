@@ -56,4 +56,6 @@ def fact_lines(details: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"predicted on the AI CPU, a quiet fallback: {len(placed['nodes'])} nodes with {said} of the multiplications: {names}{more}"
         )
+    if isinstance(forecast := details.get("forecast"), str):
+        lines.append(f"forecast of overflows: {forecast}")
     return [*lines, *(f"note: {printable(str(note), 300)}" for note in details.get("notes", ()))]

@@ -1,9 +1,15 @@
 """What of a port has to stay in fp32 when it is compiled to fp16 or bf16: forecast from real activations, written as files, and forecast again.
 
     forecast -> nodes to keep -> files that the mode reads -> forecast with the nodes that the files name, and no others, kept
+                                                           -> outputs do not hold, and nothing overflows: look for the nodes they hang on
 
 The second forecast is of what the files say: a node that no file can name (inside an If, of a name that the file cannot spell, a matrix product
 where the matrix unit takes fp16 only) is rounded in it like all the others.
+
+    forecast-overflow    nodes overflow that no file keeps
+    forecast-integers    nodes carry integers in floats, and no file keeps them
+    forecast-range       an output loses more to the range than to the significand
+    forecast-undecided   the significand alone changes more of an output than a bound can be made from
 """
 
 from __future__ import annotations
@@ -17,9 +23,10 @@ import numpy as np
 from porting.ascend.checking import Judged, stored_precision
 from porting.ascend.compilation import Compilation
 from porting.ascend.half_formats import FORMATS
+from porting.ascend.more_kept import fewest_kept
 from porting.ascend.overflow import MOST_BY_ROUNDING, NOT_MODELLED, Forecast, OutputForecast, forecasts
-from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE
-from porting.ascend.side_files import SideFiles, side_files
+from porting.ascend.precision import CUSTOMIZE_DTYPES, KEEP_DTYPE, cannot_keep, cube_takes_fp32
+from porting.ascend.side_files import IN_A_BODY, SideFiles, side_files
 from porting.errors import InputError, UnsupportedModel
 from porting.gear_runs import TOKENS, fixed_capacity
 from porting.port_folder import Port
@@ -29,6 +36,13 @@ from porting.verdict import Check, printable
 
 ROUNDS = 4  # what a kept node feeds may overflow next; a chain of more was not seen
 NAMED = 5  # nodes that a check names
+OVERFLOW, INTEGERS, RANGE, UNDECIDED = "forecast-overflow", "forecast-integers", "forecast-range", "forecast-undecided"
+SAYS = {
+    OVERFLOW: "on the inputs that were given, {precision} does not hold what a node computes",
+    INTEGERS: "a node carries integers in floats, which {precision} holds up to {exact} only",
+    RANGE: "on the inputs that were given, an output loses more to the range of {precision} than to its significand",
+    UNDECIDED: "on the inputs that were given, the significand of {precision} alone changes too much of an output",
+}
 TEXTS = 2  # the longest of a language model: each costs several runs of the whole model with every activation looked at
 
 
@@ -37,11 +51,25 @@ class Exceptions:
     """
     first: the forecast without any exception
     again: the forecast with the nodes that `files` keep; `first` itself where there are none
+    notes: for the report
     """
 
     first: Forecast
     again: Forecast
     files: SideFiles
+    notes: tuple[str, ...] = ()
+
+    @property
+    def broken(self) -> dict[str, list[str]]:
+        """Rule -> nodes, or outputs, that break it although files keep what they can; no rule where the forecast passes."""
+        wrong = [output for output in self.again.outputs if not output.holds]
+        found = {
+            OVERFLOW: [node.name for node in self.again.overflows],
+            INTEGERS: list(self.again.inexact),
+            RANGE: [output.name for output in wrong if output.error > output.bound],
+            UNDECIDED: [output.name for output in wrong if output.error <= output.bound],
+        }
+        return {rule: names for rule, names in found.items() if names}
 
     @property
     def contents(self) -> dict[str, bytes]:
@@ -61,7 +89,11 @@ class Exceptions:
         where = _some([n.name for n in beyond]) or (f"{kept}: {_some(self.again.kept)}" if self.again.kept else kept)
         why = "; ".join(f"{printable(n.name, 60)}: {self.why(n.name)}" for n in beyond[:NAMED])
         name = f"forecast of {self.again.precision}: nodes that overflow"
-        found = [Check.equal(name, len(beyond), 0, where, why or NOT_MODELLED)]
+        found = [Check.equal(name, len(beyond), 0, where, f"{OVERFLOW}: {why}" if why else NOT_MODELLED)]
+        if rounded := self.again.inexact:
+            why = "; ".join(f"{printable(name, 60)}: {self.why(name)}" for name in rounded[:NAMED])
+            name = f"forecast of {self.again.precision}: nodes that carry integers in floats and are rounded"
+            found.append(Check.equal(name, len(rounded), 0, _some(rounded), f"{INTEGERS}: {why}"))
         worst = max(self.again.outputs, key=lambda o: (not o.holds, o.error / o.bound if o.bound else o.error), default=None)
         if worst is not None:
             found.append(self._of_output(worst, len(wrong), kept))
@@ -71,17 +103,23 @@ class Exceptions:
         precision = self.again.precision
         name = f"forecast of {precision}: relative error of {worst.name}"
         if worst.undecided and worst.error <= worst.bound:
+            tried = "".join(f"{note}; " for note in self.notes)
             why = (
-                f"rounding to the significand of {precision} alone changes {worst.significand:.0%} of it on these inputs: integers beyond 2048 in "
-                "floats, differences of large numbers, or inputs that mean nothing; use others (--inputs), or -p fp32 where the SoC has it"
+                f"{UNDECIDED}: rounding to the significand of {precision} alone changes {worst.significand:.0%} of it on these inputs; {tried}"
+                "matrix products of large numbers that cancel, or inputs that mean nothing; use others (--inputs), or -p fp32 where the SoC has it"
             )
             return Check(name, "error", worst.error, MOST_BY_ROUNDING, kept, why)
-        why = f"{wrong} outputs lose more to the range of {precision} than to its significand" if wrong else NOT_MODELLED
+        lose = "; ".join(
+            [f"{RANGE}: {wrong} outputs lose more to the range of {precision} than to its significand", *self.notes]
+        )
+        why = lose if wrong else NOT_MODELLED
         return Check.at_most(name, worst.error, worst.bound, kept, why)
 
     def why(self, name: str) -> str:
         """Why a node overflows, or is lost, all the same."""
-        return self.again.cannot_be_kept.get(name) or self.files.left_out.get(name) or "it overflows although others are kept"
+        known = self.again.cannot_be_kept.get(name) or self.files.left_out.get(name)
+        in_a_loop = name in self.again.inexact and all(node.name != name for node in self.again.nodes)
+        return known or (IN_A_BODY if in_a_loop else "it overflows although others are kept")
 
     def details(self) -> dict[str, Any]:
         """For the report: JSON types only."""
@@ -89,15 +127,24 @@ class Exceptions:
             "first": self.first.content(),
             "with_exceptions": self.again.content() if self.again is not self.first else None,
             "files": {file.name: file.text for file in self.files.files},
-            "not_kept": {name: self.why(name) for name in (*self.files.left_out, *(n.name for n in self.again.overflows))},
-            "notes": list(self.files.notes),
+            "not_kept": {
+                name: self.why(name)
+                for name in (*self.files.left_out, *(n.name for n in self.again.overflows), *self.again.inexact)
+            },
+            "broken": self.broken,
+            "notes": [*self.files.notes, *self.notes],
         }
 
 
 def no_forecast(judged: Judged) -> str:
     """Why there is nothing to forecast; "" where there is."""
-    if judged.mode.keeps_graph:
+    if judged.mode.keeps_graph and (stored_precision(judged.facts) != "fp32" or cube_takes_fp32(judged.soc)):
         return f"none is needed: {judged.mode.argument} keeps the numbers that the graph has"
+    if judged.mode.keeps_graph:
+        return (
+            f"none is made: {judged.mode.argument} asks for the numbers that the graph has; whether the matrix unit of {judged.soc.name} takes "
+            "fp32 is unknown, and with it whether matrix products run so, on the AI CPU, or not at all: -p fp16 forecasts what that would cost"
+        )
     if stored_precision(judged.facts) == judged.precision:
         return f"none is needed: the graph is in {judged.precision} itself"
     if judged.precision not in FORMATS:
@@ -122,17 +169,28 @@ def exceptions_for(judged: Judged, source: Graph | Program, cases: Sequence[Mapp
                 raise InputError(
                     f"input {printable(name, 60)!r} holds NaN: what follows from it says nothing", where="forecast"
                 )
-    soc, precision = judged.soc, judged.precision
-    with forecasts(source, cases, soc=soc, precision=precision) as run:
+    notes: tuple[str, ...] = ()
+
+    def files_of(found: Forecast) -> SideFiles:
+        return side_files(judged.mode, judged.soc, judged.facts, judged.precision, found)
+
+    with forecasts(source, cases, soc=judged.soc, precision=judged.precision) as run:
         first = again = run(())
-        files = side_files(judged.mode, soc, judged.facts, precision, first)
+        files = files_of(first)
         for _ in range(ROUNDS):
             named = kept_by(files)
             if set(named) == set(again.kept):
                 break
             again = run(named)
-            files = side_files(judged.mode, soc, judged.facts, precision, again)
-    return Exceptions(first, again, files)
+            files = files_of(again)
+        if not (again.passes or again.overflows or again.inexact):
+            nodes = [node.name for node in again.nodes if not cannot_keep(judged.soc, node.op)]
+            search = fewest_kept(run, again, kept_by(files_of(replace(again, kept=tuple(nodes)))))
+            notes = (search.note,)
+            if search.kept is not None:
+                again = run(search.kept)
+                files = files_of(again)
+    return Exceptions(first, again, files, notes)
 
 
 def with_exceptions(
@@ -152,7 +210,7 @@ def with_exceptions(
         return compilation, [], {"forecast": f"none: {error.what}"}
     if found is None:
         return compilation, [], {}
-    notes = [*compilation.notes, *found.files.notes]
+    notes = [*compilation.notes, *found.files.notes, *found.notes]
     if found.files.left_out:
         notes.append(f"{len(found.files.left_out)} nodes should stay in fp32 and cannot: {_some(list(found.files.left_out))}")
     longest = max((ids.shape[1] for ids in texts), default=0)

@@ -28,6 +28,7 @@ from porting.ascend.overflow_places import NodeForecast, Unseen, node_forecasts,
 from porting.ascend.precision import cannot_keep
 from porting.ascend.rounded_graph import FIRST_OPSET, Rounding, Types, computes, float_inputs, rounded
 from porting.ascend.soc import Soc
+from porting.ascend.whole_numbers import integer_carriers
 from porting.backends.onnx_program import node_label
 from porting.errors import UnsupportedModel, UsageError, nearest
 from porting.graph_outputs import is_exact, relative_error
@@ -90,6 +91,7 @@ class Forecast:
     weights:        constants that are clipped or vanish
     unseen:         what the forecast does not look into
     notes:          for the report
+    integers:       nodes that carry integers in floats: see whole_numbers.py
     """
 
     precision: str
@@ -101,6 +103,12 @@ class Forecast:
     weights: tuple[Weight, ...]
     unseen: tuple[Unseen, ...]
     notes: tuple[str, ...]
+    integers: tuple[str, ...] = ()
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """Nodes that carry integers and are not kept: whatever these inputs show, others may come out one off."""
+        return tuple(name for name in self.integers if name not in self.kept)
 
     @property
     def overflows(self) -> tuple[NodeForecast, ...]:
@@ -115,12 +123,12 @@ class Forecast:
 
     @property
     def passes(self) -> bool:
-        return not self.overflows and all(output.holds for output in self.outputs)
+        return not self.overflows and not self.inexact and all(output.holds for output in self.outputs)
 
     @property
     def to_keep(self) -> tuple[str, ...]:
-        """What should compute in float32, in order, what is kept already included: what overflows, and where the outputs do not hold what is lost."""
-        wanted = {*self.kept, *(n.name for n in self.overflows)}
+        """What should compute in float32, in order: what is kept already, what overflows, what carries integers, and what is lost where outputs do not hold."""
+        wanted = {*self.kept, *self.integers, *(n.name for n in self.overflows)}
         if not all(output.holds for output in self.outputs):
             wanted.update(n.name for n in self.lost)
         return tuple(n.name for n in self.nodes if n.name in wanted and n.name not in self.cannot_be_kept)
@@ -136,6 +144,7 @@ class Forecast:
             "cannot_be_kept": dict(self.cannot_be_kept),
             "overflows": [n.content() for n in self.overflows],
             "lost": [n.content() for n in self.lost],
+            "carry_integers": list(self.integers),
             "masks": [n.name for n in self.nodes if n.mask],
             "outputs": [_json_output(o) for o in self.outputs],
             "weights": [
@@ -202,7 +211,9 @@ class _Group:
         self.graph, self.cases, self.soc, self.precision = graph, cases, soc, precision
         self.form = FORMATS[precision]
         self.types = types_of(graph.model, graph.folder, cases[0])
-        _require_float32(graph.model.graph, self.types)
+        self.integers = integer_carriers(graph.model.graph, self.types)
+        if not self.integers:  # those may be of doubles alone
+            _require_float32(graph.model.graph, self.types)
         self.observed = observed(graph, self.types, cases, self.form)
 
     def forecast(self, kept: frozenset[str], refused: Mapping[str, str]) -> Forecast:
@@ -224,6 +235,7 @@ class _Group:
             tuple(_weights(body, types, kept, found.found)),
             tuple(unseen(body, types, found.found, form)),
             tuple(_notes(found.outputs, found.found, soc, form)),
+            self.integers,
         )
 
 
@@ -247,6 +259,7 @@ def merged(found: Sequence[Forecast], order: Mapping[str, int]) -> Forecast:
         weights=tuple({weight.name: weight for one in found for weight in one.weights}.values()),
         unseen=tuple({one_unseen.node: one_unseen for one in found for one_unseen in one.unseen}.values()),
         notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        integers=tuple(sorted({name for one in found for name in one.integers}, key=lambda name: order.get(name, len(order)))),
     )
 
 

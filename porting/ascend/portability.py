@@ -21,6 +21,7 @@ from porting.ascend.gear_requests import Request
 from porting.ascend.image_inputs import images_check
 from porting.ascend.memory import FLOAT_BYTES, boards, memory_bound
 from porting.ascend.preprocessing import read_preprocessing
+from porting.ascend.whole_numbers import integer_carriers_of
 from porting.conversion import ENCODER, LANGUAGE_MODEL, Canonical, canonical_graph
 from porting.cuts import cut_details
 from porting.embedding import TextPreparation, padded
@@ -103,7 +104,11 @@ def forecast_details(result: Judged, found: Exceptions | None, asked: bool) -> d
         return {"forecast": found.details()}
     if reason := no_forecast(result):
         return {"forecast": reason}
-    return {"forecast": "none: the model is blocked" if asked else "not asked for: give --inputs or --text"}
+    if asked:
+        return {"forecast": "none: the model is blocked"}
+    carriers = integer_carriers_of(result.facts)
+    more = f"; {len(carriers)} nodes carry integers in floats, which {result.precision} does not hold" if carriers else ""
+    return {"forecast": f"not asked for: give --inputs or --text{more}"}
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

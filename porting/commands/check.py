@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from porting.ascend.gear_requests import Request
     from porting.verdict import Verdict
 
-OVERFLOW = "forecast-overflow"
+NOT_ENOUGH = "NOT_ENOUGH.txt"  # beside the files of a forecast that does not pass with them: their formats have no comments
 LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
 
 
@@ -110,7 +110,7 @@ def command(
             progress=options.progress(quiet),
         )
     if write_exceptions is not None:
-        write_files(verdict, write_exceptions)
+        click.echo(write_files(verdict, write_exceptions), err=True)
     return options.emit_verdict(verdict, as_json, junit, [(sarif, sarif_of)] if sarif is not None else [])
 
 
@@ -125,18 +125,32 @@ def require_new(folder: Path | None, asked: bool) -> None:
         raise UsageError(f"{folder}: {why}", where="--write-exceptions", next="name a new folder")
 
 
-def write_files(verdict: Verdict, folder: Path) -> None:
-    """The files of the forecast, none where nothing has to be kept."""
+def write_files(verdict: Verdict, folder: Path) -> str:
+    """The files of the forecast, none where nothing has to be kept; says what was written, and whether that is enough."""
     from porting.port_staging import os_errors
+    from porting.verdict import printable
 
     forecast = verdict.details["forecast"]
+    files = dict(forecast["files"]) if isinstance(forecast, dict) else {}
+    said = f"{folder}: {', '.join(files) or 'no file'}"
+    if not isinstance(forecast, dict):
+        said += f"; forecast: {forecast}"
+    elif forecast["broken"]:
+        broken = "; ".join(
+            f"{rule}: {', '.join(printable(n, 60) for n in names)}" for rule, names in forecast["broken"].items()
+        )
+        files[NOT_ENOUGH] = f"With these files alone the forecast of {forecast['first']['precision']} does not pass. {broken}\n"
+        said += f"; not enough by itself: {printable(broken, 400)}"
     with os_errors(folder):
         folder.mkdir()
-        for name, text in (forecast["files"] if isinstance(forecast, dict) else {}).items():
+        for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
+    return said
 
 
 def sarif_of(verdict: Verdict) -> bytes:
+    from porting.ascend.exceptions import INTEGERS, OVERFLOW, SAYS
+    from porting.ascend.half_formats import FORMATS
     from porting.sarif import SarifResult, SarifRule, to_sarif
 
     findings = verdict.details["findings"]
@@ -150,21 +164,25 @@ def sarif_of(verdict: Verdict) -> bytes:
     forecast = verdict.details["forecast"]
     if isinstance(forecast, dict):
         last = forecast["with_exceptions"] or forecast["first"]
-        rules.append(
-            SarifRule(
-                OVERFLOW,
-                f"on the inputs that were given, {last['precision']} does not hold what a node computes",
-                {"confidence": "emulated on a CPU"},
-            )
-        )
-        beyond = {node["node"] for node in last["overflows"]}
+        precision = last["precision"]
+        exact = 2 ** FORMATS[precision].bits
+        rules += [
+            SarifRule(rule, says.format(precision=precision, exact=exact), {"confidence": "emulated on a CPU"})
+            for rule, says in SAYS.items()
+        ]
+        broken = {name: rule for rule in (INTEGERS, OVERFLOW) for name in forecast["broken"].get(rule, ())}
         results += [
-            SarifResult(OVERFLOW, "error" if name in beyond else "warning", f"not kept in fp32: {why}", name)
+            SarifResult(broken.get(name, OVERFLOW), "error" if name in broken else "warning", f"not kept in fp32: {why}", name)
             for name, why in forecast["not_kept"].items()
         ]
         results += [
-            SarifResult(OVERFLOW, "note", "kept in fp32: it would overflow, or lose all", name) for name in last["kept"]
+            SarifResult(rule, "error", f"output {name}: {SAYS[rule].format(precision=precision, exact=exact)}", name)
+            for rule, names in forecast["broken"].items()
+            if rule not in (INTEGERS, OVERFLOW)
+            for name in names
         ]
+        kept = "kept in fp32: it would overflow, lose all, or round what comes out away"
+        results += [SarifResult(INTEGERS if n in last["carry_integers"] else OVERFLOW, "note", kept, n) for n in last["kept"]]
     return to_sarif(rules, results, verdict.source)
 
 

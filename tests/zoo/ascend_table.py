@@ -42,8 +42,9 @@ gives what the untouched model gives. The number is the share of its bound that 
 *Blocked* names the rules ([porting/ascend/data/rules.json](../porting/ascend/data/rules.json)) and how many nodes they speak of. *Gears* are the
 shapes that the port was made for and compared in, each by itself: the sizes of the inputs that the model is validated on elsewhere; the port then
 holds the hand-off for the compiler. `fixed` is one shape. Where the port is compiled to fp16, what overflows on these inputs is forecast: *nodes in
-fp32* are kept so by a file in the hand-off; *forecast-overflow* means that some are left that no file can keep, *forecast-range* that outputs lose
-more to fp16's range than to its significand, *undecided* that the significand alone changes more than a tenth of an output: there is no hand-off then.
+fp32* are kept so by a file in the hand-off; *forecast-overflow* means that some are left that no file can keep, *forecast-integers* the same of
+nodes that carry integers in floats, *forecast-range* that outputs lose more to fp16's range than to its significand, *undecided* that the
+significand alone changes more than a tenth of an output, with everything kept that can be: there is no hand-off then.
 
 """
 # An LSTM that quantises as it goes is rewritten step by step, which takes a number of steps.
@@ -124,8 +125,8 @@ def cell(verdict: Verdict) -> str:
         and c.bound
     ]
     if any(c.name.startswith("forecast of ") and c.verdict == "fail" for c in verdict.checks):
-        beyond = next(int(c.value) for c in verdict.checks if c.name.endswith("nodes that overflow"))  # type: ignore[arg-type]
-        return f"blocked: forecast-overflow ({beyond})" if beyond else "blocked: forecast-range (outputs)"
+        broken = verdict.details["forecast"]["broken"]
+        return "blocked: " + ", ".join(f"{rule} ({len(names)})" for rule, names in broken.items())
     missed = "; branches not shown" if verdict.details.get("not_reached") else ""
     open_ = [c for c in verdict.checks if c.verdict != "pass"]
     if open_ and all(c.name.startswith("forecast of ") for c in open_):
