@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from porting.dtypes import dtype_of
 from porting.errors import InputError
 from porting.verdict import printable
 
@@ -73,7 +74,7 @@ def dtype_name(value: Any, known: tuple[str, ...], where: str) -> str:
 
 def decoded(value: Any, dtype: str, count: int, where: str) -> np.ndarray:
     """`count` little-endian numbers from base64, as (count,); the text's length is checked before anything is decoded."""
-    kind = np.dtype(dtype)
+    kind = dtype_of(dtype)
     nbytes = count * kind.itemsize
     if nbytes > MAX_ARRAY_BYTES or not isinstance(value, str) or len(value) != -(-nbytes // 3) * 4:
         raise InputError(f"expected {count} {dtype} in base64", where=where)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from porting.checked_json import MAX_ARRAY_BYTES, decoded, dtype_name, integer, object_with, shape_of, table, text
+from porting.dtypes import dtype_of
 from porting.errors import InputError, OutOfResources
 from porting.numerics.sketch import Sketch
 from porting.verdict import printable
@@ -28,8 +29,10 @@ from porting.verdict import printable
 INTEGRITY = "hash only, unsigned"
 MAX_FILE_BYTES = 64 << 20  # a golden is kilobytes; level "nodes" of a large graph is a few megabytes
 MAX_ELEMENTS = 1 << 50  # of a sketched tensor, of which only the shape is kept
-INPUT_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
-SKETCH_DTYPES = (*INPUT_DTYPES, "uint16", "uint32", "uint64", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+INPUT_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+)
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def sketch_content(s: Sketch) -> dict[str, Any]:
 
 
 def _encoded(array: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()).decode("ascii")
+    return base64.b64encode(np.ascontiguousarray(array, dtype_of(dtype).newbyteorder("<")).tobytes()).decode("ascii")
 
 
 def array_from(value: Any, where: str) -> np.ndarray:
@@ -245,7 +248,7 @@ def sketch_from(value: Any, where: str) -> Sketch:
     if integer(value["nan_count"], 0, size, where):
         raise InputError("the reference itself holds NaN: it shows nothing", where=where, next="record it on other inputs")
     inf_count = integer(value["inf_count"], 0, size, where)
-    dtype = dtype_name(value["dtype"], SKETCH_DTYPES, where)
+    dtype = dtype_name(value["dtype"], INPUT_DTYPES, where)
     try:
         numbers = {k: float(text(value[k], where)) for k in statistics}
         seed = int(text(value["seed"], where), 16)

@@ -217,7 +217,7 @@ def _recipe_from(value: Any, where: str) -> tuple[Recipe, dict[str, str]]:
 def _spec_from(value: Any, where: str) -> TensorSpec:
     value = object_with(value, ("name", "dtype", "shape"), where)
     inner = text(value["dtype"], where).removeprefix("sequence(").removesuffix(")")
-    if inner not in (*INPUT_DTYPES, "string", "bfloat16", "uint16", "uint32", "uint64"):
+    if inner not in (*INPUT_DTYPES, "string"):
         raise InputError(f"an input of dtype {printable(inner, 60)!r}", where=where)
     dims = [d if d is None or isinstance(d, str) else integer(d, 0, MOST * 64, where) for d in list_of(value["shape"], where)]
     return TensorSpec(text(value["name"], where), value["dtype"], tuple(dims))

@@ -15,7 +15,7 @@ from porting.cuts import Cut
 from porting.errors import PortingError
 from porting.numerics.graph_noise import DRAW, summed, with_noise
 from porting.onnx_facts import force, nodes_of
-from porting.original_onnx import open_untouched
+from porting.original_onnx import is_plain, open_untouched, run_as_values, spec_of
 
 _INLINE_BYTES = 4096  # larger initializers are not needed to infer shapes
 _THEIR_NAMES = {"float": "float32", "double": "float64"}
@@ -43,12 +43,17 @@ class NoisyOriginal:
         self._session, _ = open_untouched(noisy.SerializeToString(), folder)
         self._counts = any(tensor.name == DRAW for tensor in noisy.graph.initializer)
         self._draws = 0
-        self._names = [value.name for value in self._session.get_outputs()]
+        self._inputs = tuple(spec_of(value) for value in self._session.get_inputs())
+        self._outputs = tuple(spec_of(value) for value in self._session.get_outputs())
+        self._plain = is_plain((*self._inputs, *self._outputs))
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         draw = {DRAW: np.asarray(self._draws)} if self._counts else {}
         self._draws += 1
-        return dict(zip(self._names, self._session.run(self._names, {**feeds, **draw}), strict=True))
+        names = [spec.name for spec in self._outputs]
+        if self._plain:
+            return dict(zip(names, self._session.run(names, {**feeds, **draw}), strict=True))
+        return dict(zip(names, run_as_values(self._session, self._inputs, self._outputs, feeds, draw), strict=True))
 
 
 def types_of(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Any]) -> Types:

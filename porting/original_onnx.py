@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class OnnxOriginal:
             self.description += f", {len(forced)} If nodes forced"
         self.inputs = tuple(spec_of(value) for value in self._session.get_inputs())
         self.outputs = tuple(spec_of(value) for value in self._session.get_outputs())
-        self._plain = all(s.dtype in NATIVE or s.dtype == "string" or "(" in s.dtype for s in (*self.inputs, *self.outputs))
+        self._plain = is_plain((*self.inputs, *self.outputs))
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Output name -> array, or list of arrays for a sequence. raises: InputError, RuntimeFailed, OutOfResources"""
@@ -81,7 +81,10 @@ class OnnxOriginal:
                 raise InputError(f"the original has no input {printable(name)!r}", where=WHERE, next=nearest(name, known))
         names = [spec.name for spec in self.outputs]
         try:
-            values = self._session.run(names, dict(feeds)) if self._plain else self._run_as_values(feeds)
+            if self._plain:
+                values = self._session.run(names, dict(feeds))
+            else:
+                values = run_as_values(self._session, self.inputs, self.outputs, feeds, {})
         except Exception as error:
             raise _in_our_words(error) from error
         return dict(zip(names, values, strict=True))
@@ -110,19 +113,30 @@ class OnnxOriginal:
             next="plain onnxruntime has to take the file: export it again without what is named, or as an operator that it has",
         )
 
-    def _run_as_values(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """With dtypes that numpy does not know, which pass as integers of the same width."""
-        make = import_runtime("cpu").OrtValue
-        values = {}
-        for spec in self.inputs:
-            array = np.ascontiguousarray(feeds[spec.name])
-            if spec.dtype in NATIVE:
-                values[spec.name] = make.ortvalue_from_numpy(array)
-            else:
-                bits = array.view(np.dtype(f"uint{8 * array.itemsize}"))
-                values[spec.name] = make.ortvalue_from_numpy_with_onnx_type(bits, ELEMENT_TYPES[spec.dtype])
-        results = self._session.run_with_ort_values([spec.name for spec in self.outputs], values)
-        return [_read(value, spec.dtype) for value, spec in zip(results, self.outputs, strict=True)]
+
+def is_plain(specs: Sequence[TensorSpec]) -> bool:
+    """Whether numpy knows all their dtypes, so that they go in and out as they are."""
+    return all(s.dtype in NATIVE or s.dtype == "string" or "(" in s.dtype for s in specs)
+
+
+def run_as_values(
+    session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], feeds: Mapping[str, Any], more: Mapping[str, Any]
+) -> list[Any]:
+    """Of a session with dtypes that numpy does not know, which pass as integers of the same width.
+
+    more: feeds of what has a default, in dtypes that numpy knows
+    """
+    make = import_runtime("cpu").OrtValue
+    values = {name: make.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in more.items()}
+    for spec in inputs:
+        array = np.ascontiguousarray(feeds[spec.name])
+        if spec.dtype in NATIVE:
+            values[spec.name] = make.ortvalue_from_numpy(array)
+        else:
+            bits = array.view(np.dtype(f"uint{8 * array.itemsize}"))
+            values[spec.name] = make.ortvalue_from_numpy_with_onnx_type(bits, ELEMENT_TYPES[spec.dtype])
+    results = session.run_with_ort_values([spec.name for spec in outputs], values)
+    return [_read(value, spec.dtype) for value, spec in zip(results, outputs, strict=True)]
 
 
 def open_untouched(model: str | bytes, folder: Path, optimised: bool = False) -> tuple[Any, str]:
