@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class NodeFacts:
     attributes:      as written; tensors are ValueFacts, bodies are BodyFacts
     inside:          operators of the control flow around the node, outer before inner
     sized_by_values: whether an output's size hangs on numbers that are fed, not on their shapes alone
+    sizes_outputs:   outputs of the graph whose size hangs on what this node makes of numbers
     """
 
     name: str
@@ -85,6 +86,7 @@ class NodeFacts:
     inside: tuple[str, ...] = ()
     sized_by_values: bool = False
     held: str = ""
+    sizes_outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +115,20 @@ def facts_of(graph: Graph) -> GraphFacts:
 
     model = graph.model
     opsets = _opsets(model.opset_imports)
-    reading = _Reading(opsets, {}, Sizes(), bool(obstacles(model)))
-    nodes = tuple(reading.nodes(model.graph, ()))
+    named = frozenset(d.value for v in model.graph.inputs for d in v.shape or () if not isinstance(d, int) and d.value)
+    reading = _Reading(opsets, {}, Sizes(named=named), bool(obstacles(model)))
+    nodes = _with_reach(list(reading.nodes(model.graph, ())), reading.sizes, model.graph.outputs)
     functions = tuple(f"{domain or 'ai.onnx'}::{name}" for domain, name, *_ in model.functions)
     inputs, outputs = (tuple(reading.value(v) for v in values) for values in (model.graph.inputs, model.graph.outputs))
     return GraphFacts(reading.opsets, nodes, inputs, outputs, frozenset(), functions, model.ir_version)
+
+
+def _with_reach(nodes: Sequence[tuple[ir.Node, NodeFacts]], sizes: Sizes, outputs: Sequence[ir.Value]) -> tuple[NodeFacts, ...]:
+    reached: dict[ir.Node, tuple[str, ...]] = {}
+    for value in outputs:
+        for maker in sizes.makers.get(value, ()):
+            reached[maker] = (*reached.get(maker, ()), value.name or "")
+    return tuple(replace(facts, sizes_outputs=reached[node]) if node in reached else facts for node, facts in nodes)
 
 
 def external_keys_of(path: Path) -> frozenset[str]:
@@ -142,11 +153,11 @@ class _Reading:
     sizes: Sizes
     held: bool  # whether nodes keep the model from opset 18
 
-    def nodes(self, body: ir.Graph, inside: tuple[str, ...]) -> Iterator[NodeFacts]:
+    def nodes(self, body: ir.Graph, inside: tuple[str, ...]) -> Iterator[tuple[ir.Node, NodeFacts]]:
         self.sizes.enter(body)
         for node in body:
             inner = [facts for held in _bodies(node) for facts in self.nodes(held, (*inside, node.op_type))]
-            yield self.node(node, inside)
+            yield node, self.node(node, inside)
             yield from inner
 
     def node(self, node: ir.Node, inside: tuple[str, ...]) -> NodeFacts:

@@ -96,6 +96,12 @@ def _sized(wanted: bool, node: NodeFacts) -> Found:
     return [] if node.sized_by_values == wanted else None
 
 
+def _sizes_outputs(wanted: bool, node: NodeFacts) -> Found:
+    if bool(node.sizes_outputs) != wanted:
+        return None
+    return [f"the size of {_list(node.sizes_outputs)}"] if wanted else []
+
+
 def _when(names: Sequence[str], node: NodeFacts) -> Found:
     found = []
     for name in names:
@@ -109,6 +115,7 @@ def _when(names: Sequence[str], node: NodeFacts) -> Found:
 _NODE_CHECKS: Mapping[str, Callable[[Any, NodeFacts], Found]] = {
     "opset": _opset,
     "sized_by_values": _sized,
+    "sizes_outputs": _sizes_outputs,
     "attributes": _attributes,
     "inputs": _inputs,
     "outputs": _outputs,

@@ -12,6 +12,7 @@ A record holds the fields of Rule. Its `match` says where the rule speaks; every
     values         a condition that any input or output meets
     inside         true, or operators of the control flow that the node lies in
     sized_by_values  true: an output's size hangs on numbers that are fed
+    sizes_outputs    true: and so does the size of an output of the graph
     precision      the port is made in one of these
     when           names of functions in rule_predicates.py, for what cannot be said so
     graph          conditions on the graph as a whole, one finding for all: imports ([lowest, highest] number), opset and ir_version (the same),

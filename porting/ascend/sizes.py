@@ -2,6 +2,9 @@
 
 Shape(x) ─ Gather ─ Reshape(y, ·)      known as soon as x's shape is
 NonZero(x),  Reshape(y, x)             known when the model runs
+
+What a size hangs on is followed from node to node until a shape says all sizes again. If and Loop only pass it on: where they are listed by
+themselves, nobody knows their shapes, which is less.
 """
 
 from __future__ import annotations
@@ -53,10 +56,14 @@ class Sizes:
 
     numbers: values whose numbers are known once shapes are
     unsized: values whose size is not
+    makers:  value -> the nodes, control flow apart, whose numbers its size hangs on
+    named:   dimensions that inputs have: what is called the same is known with them
     """
 
     numbers: set[ir.Value] = field(default_factory=set)
     unsized: set[ir.Value] = field(default_factory=set)
+    makers: dict[ir.Value, frozenset[ir.Node]] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
 
     def enter(self, body: ir.Graph) -> None:
         """Start with a graph or the body of a control flow."""
@@ -68,9 +75,22 @@ class Sizes:
         made = not fixed and not node.domain and self._makes(node)
         if made or (not fixed and any(v in self.unsized for v in node.inputs if v is not None)):
             self.unsized.update(node.outputs)
+        self._pass_on(node, made)
         if not node.domain and node.op_type not in RANDOM and not made and self._is_known(node):
             self.numbers.update(node.outputs)
         return made
+
+    def _pass_on(self, node: ir.Node, made: bool) -> None:
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type.name == "GRAPH"]
+        own = frozenset((node,)) if made and not bodies else frozenset()
+        read = [v for v in node.inputs if v is not None] + [v for body in bodies for v in body.outputs]
+        makers = own.union(*(self.makers.get(v, ()) for v in read))
+        for value in node.outputs if makers else ():
+            if not (_is_fixed(value) or (not own and self._is_named(value))):
+                self.makers[value] = makers
+
+    def _is_named(self, value: ir.Value) -> bool:
+        return value.shape is not None and all(isinstance(d, int) or d.value in self.named for d in value.shape)
 
     def _is_known(self, node: ir.Node) -> bool:
         if node.op_type in ("Shape", "Size"):

@@ -265,6 +265,10 @@ OF_ATTRIBUTES: Mapping[str, tuple[Case, Case]] = {
     "if-returns-outer": (made_if(returned=True), made_if()),
     "if-captures-deeper": (made_if(deeper=True), made_if()),
     "if-weights-outside": (made_if(weight=1000), made_if(weight=10)),
+    "unsized-output": (
+        One("NonZero", outputs=["int64[2,n]"]),
+        One("ConstantOfShape", [ints(3, 2)], outputs=["float32[3,2]"]),
+    ),
     "sized-by-values": (One("NonZero", outputs=["int64[2,n]"]), One("Reshape", [D2, ints(3, 2)], outputs=["float32[3,2]"])),
 }
 

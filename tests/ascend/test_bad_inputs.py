@@ -96,11 +96,50 @@ def test_nodes_of_a_newer_opset_are_rewritten(capsys: pytest.CaptureFixture[str]
     assert code == 0 and json.loads(out)["details"]["portability"] == "portable after rewrites"
 
 
+UNSIZED = [
+    ("(float[2, 3] x) => (int64[2, N] y) { y = NonZero(x) }", "NonZero_0"),
+    ("(float[2, 3] x) => (float[N] y) { y = Unique(x) }", "Unique_0"),
+    ("(float[1, 8, 4] b, float[1, 2, 8] s) => (int64[N, 3] y) { y = NonMaxSuppression(b, s) }", "NonMaxSuppression_0"),
+    ("(float[2, 3] x, bool[2] c) => (float[N, 3] y) { y = Compress<axis = 0>(x, c) }", "Compress_0"),
+    (
+        "(int64 n) => (int64[N] y) { z = Constant<value = int64 {0}>() o = Constant<value = int64 {1}>() y = Range(z, n, o) }",
+        "Range_2",
+    ),
+    ("(float[2, 3] x) => (int64[N, 2] y) { n = NonZero(x) y = Transpose(n) }", "NonZero_0"),
+]
+
+
+@pytest.mark.parametrize(("text", "node"), UNSIZED, ids=lambda text: text if " " not in text else "")
+def test_outputs_whose_sizes_hang_on_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, node: str) -> None:
+    """`check` names the node and says where to end the graph, and `port` refuses in the same words."""
+    path = saved(tmp_path, text, 17)
+    rules = blocked_by(capsys, path)
+    assert rules.pop("unsized-output") == {node} and set(rules) <= {"input-dtype"}
+    code, *told = called(capsys, "port", path, "-o", tmp_path / "n.port", "--target", "Ascend910B3", "--quiet")
+    said = " ".join("".join(told).split())
+    assert code == 1 and "unsized-output" in said and node in said and "--outputs" in said
+    assert "show nothing" not in said
+
+
 def test_sizes_that_hang_on_numbers_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = saved(tmp_path, "(float[2, 3] x) => (int64[2, N] y) { y = NonZero(x) }", 17)
+    """What is used up inside the graph is dynamic execution, which is slow: no output's size hangs on it."""
+    path = saved(
+        tmp_path,
+        "(float[2, 3] x) => (float[2] y) { n = NonZero(x) f = Cast<to = 1>(n) y = ReduceMax<axes = [1], keepdims = 0>(f) }",
+        17,
+    )
     code, out, _ = called(capsys, "check", path, "--target", "Ascend910B3", "--json", "--quiet")
-    told = [f for f in json.loads(out)["details"]["findings"] if f["rule"] == "sized-by-values"]
-    assert code == 0 and [f["node"] for f in told] == ["NonZero_0"] and told[0]["effect"] == "slow"
+    told = [f for f in json.loads(out)["details"]["findings"] if "sized" in f["rule"]]
+    assert code == 0 and [(f["node"], f["rule"], f["effect"]) for f in told] == [("NonZero_0", "sized-by-values", "slow")]
+
+
+@pytest.mark.parametrize("op", ["IsNaN", "IsInf"])
+def test_a_question_that_a_chip_without_nan_cannot_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path, op: str) -> None:
+    """Where Inf and NaN become finite numbers the answer is wrong in silence: blocked there, and not on A2."""
+    path = saved(tmp_path, f"(float[2, 3] x) => (bool[2, 3] y) {{ y = {op}(x) }}", 17)
+    for target in ("Ascend310", "Ascend310P3", "Ascend310B1", "Ascend910A"):
+        assert blocked_by(capsys, path, target) == {"saturation": {f"{op}_0"}}
+    assert called(capsys, "check", path, "--target", "Ascend910B3", "--quiet")[0] == 0
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

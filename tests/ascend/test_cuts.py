@@ -67,9 +67,9 @@ def options_in(text: str) -> list[str]:
 
 def test_gears_are_refused_with_what_to_type_which_then_works(nms: Path, tmp_path: Path, run: Run) -> None:
     shapes = ["--batch", 1, "--image-size", "32,32; 64,64", "--target", P310, "-o", tmp_path / "m.port", "--quiet"]
-    code, _, said = run("port", nms, *shapes)
-    assert code == 2 and "sizes hang on numbers that are fed: nms (NonMaxSuppression)" in said
-    typed = options_in(said)
+    code, out, said = run("port", nms, *shapes)
+    assert code == 1 and "unsized-output: nodes 1 > 0 at nms" in out
+    typed = options_in(out[out.index("host:") :])
     assert typed == ["--outputs", "boxes", "--outputs", "scores"] and not (tmp_path / "m.port").exists()
     code, out, said = run("port", nms, *shapes, *typed)
     assert code == 0, said + out
@@ -127,10 +127,10 @@ def test_another_part_of_the_file_is_another_model(nms: Path, cut: Path, tmp_pat
     assert not porting.validate(cut, changed).ok
 
 
-def test_one_shape_goes_with_a_hint(nms: Path, run: Run) -> None:
-    """NonMaxSuppression in one shape is slow, not refused; the report says how to leave it to the host."""
+def test_one_shape_is_blocked_too_with_a_hint(nms: Path, run: Run) -> None:
+    """A model of fixed shapes has no size for what NonMaxSuppression chooses; the report says how to leave it to the host."""
     code, out, _ = run("check", nms, "--target", P310, "--batch", 1, "--image-size", "32,32", "--quiet")
-    assert code == 0 and options_in(out[out.index("host:") :]) == ["--outputs", "boxes", "--outputs", "scores"]
+    assert code == 1 and options_in(out[out.index("host:") :]) == ["--outputs", "boxes", "--outputs", "scores"]
     code, out, _ = run(
         "check",
         nms,
