@@ -23,7 +23,7 @@ from porting.ascend.handoff import NOT_COMPARED, write_handoff
 from porting.ascend.image_inputs import CONFIG, KEY, ImageInputs, image_inputs
 from porting.ascend.language_gears import KEPT, language_gears
 from porting.ascend.preprocessing import ImageInput
-from porting.ascend.soc import Soc, find_cann, find_soc
+from porting.ascend.soc import Soc, find_cann, find_soc, soc_in
 from porting.ascend.w8a8 import Quantised
 from porting.ascend.w8a8_compilation import deploy_file, in_w8a8
 from porting.ascend.w8a8_validation import W8A8, manifest_of
@@ -141,8 +141,8 @@ def judged_for(
     compared: as `judged` takes it
     raises:   as `compilation_for`
     """
-    soc = find_soc(target.name)
     release = find_cann(wishes.cann)
+    soc = soc_in(find_soc(target.name), release)
     gears, graph = _with_gears(canonical, soc, wishes, quantised=precision == W8A8)
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
     source = canonical.source

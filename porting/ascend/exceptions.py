@@ -148,9 +148,7 @@ def no_forecast(judged: Judged) -> str:
     if stored_precision(judged.facts) == judged.precision:
         return f"none is needed: the graph is in {judged.precision} itself"
     if judged.precision not in FORMATS:
-        return (
-            f"none: of {judged.precision} `porting port -p {judged.precision} --calibration` says layer by layer what it costs"
-        )
+        return "none: `porting port SOURCE -p w8a8 --calibration x.npz` says layer by layer what int8 costs"
     return ""
 
 

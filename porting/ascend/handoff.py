@@ -21,7 +21,7 @@ from typing import Any
 import porting
 from porting.ascend.atc_command import MODEL, OUTPUT, AtcCommand, parse_arguments
 from porting.ascend.handoff_graph import place_graph
-from porting.ascend.soc import Soc, find_cann, find_soc
+from porting.ascend.soc import Soc, find_cann, find_soc, soc_in
 from porting.checked_json import integer, object_with, table
 from porting.errors import InputError, PortError, UsageError
 from porting.port_folder import require_inside, sha256_of
@@ -101,7 +101,7 @@ def write_handoff(
     side = dict(side_files or {})
     _require_files(command, side)
     release = find_cann(cann)
-    soc = find_soc(str(command.value("soc_version")))
+    soc = soc_in(find_soc(str(command.value("soc_version"))), release)
     folder = port / TARGETS / f"{soc.name}-{release or ANY_CANN}-{command.host_cpu}"
     with os_errors(folder):
         if os.path.lexists(folder) and not force:

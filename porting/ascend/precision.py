@@ -114,8 +114,8 @@ def mode_for(soc: Soc, precision: str, mixed: bool = False, stored: str = "fp32"
         FP16,
         (),
         "read in source",
-        blocker=f"no operator with {precision} weights of this form has an entry in Ascend's ONNX parser",
-        next="-p w8a8, or -p fp16",
+        blocker=f"no operator with {precision} weights of this form has an entry in Ascend's ONNX parser; its int8 is -p w8a8",
+        next="`porting port SOURCE -p w8a8 --calibration x.npz` makes int8 of it for Ascend; or -p fp16",
     )
 
 

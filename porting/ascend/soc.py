@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,32 @@ def _only(train: list[str], text: str) -> str:
     if len(train) > 1:
         raise UsageError(f"{text!r} is several CANN releases", where="--cann", next=f"name one: {', '.join(train)}")
     return train[0]
+
+
+def soc_in(soc: Soc, release: str | None) -> Soc:
+    """The SoC with what is to be said of it in a release; None is any.
+
+    raises: UsageError for a release that is older than the chip, where a document says when it came
+    """
+    older_than = [
+        (name, chip)
+        for name, chip in _cann()["chips"].items()
+        if release is not None
+        and soc.name.startswith(name)
+        and soc.family != "910A"  # Ascend910B without a digit is one
+        and release_order(release) < release_order(chip["first"])
+    ]
+    if not older_than:
+        return soc
+    name, chip = max(older_than, key=lambda pair: len(pair[0]))
+    if chip["confidence"] == "documented":
+        raise UsageError(
+            f"CANN {release} is older than {soc.name}: {name} came with {chip['first']}",
+            where="--cann",
+            next=f"--cann {chip['first']} or a later one ({chip['source']})",
+        )
+    note = f"whether CANN {release} takes {soc.name} is unknown: the oldest page that was read and names such chips is of {chip['first']} ({chip['source']})"
+    return replace(soc, notes=(*soc.notes, note))
 
 
 def release_order(release: str) -> int:

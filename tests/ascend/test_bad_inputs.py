@@ -176,6 +176,25 @@ def test_a_release_that_the_base_does_not_know(capsys: pytest.CaptureFixture[str
     assert code == 2 and "CANN" in err and "next:" in err
 
 
+@pytest.mark.parametrize("command", ["check", "convert", "port"])
+def test_a_chip_that_came_after_the_release(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    written = () if command == "check" else ("-o", tmp_path / "m.port")
+    path = saved(tmp_path, RELU, 17)
+    code, out, err = called(capsys, command, path, *written, "--target", "Ascend950PR_9599", "--cann", "8.0.0", "--quiet")
+    assert code == 2 and "came with 9.0.0" in err and "release notes" in err and not (tmp_path / "m.port").exists()
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910_9392", "--cann", "5.0.4", "--json", "--quiet")
+    assert code == 0 and "oldest page" in json.loads(out)["details"]["notes"][-1]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_precision_of_the_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path, precision: str) -> None:
+    """The vendor has an int8 of its own, and how to type it is said."""
+    path = saved(tmp_path, RELU, 17)
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend310P3", "-p", precision, "--quiet")
+    said = " ".join(out.split())
+    assert code == 1 and "-p w8a8 --calibration x.npz" in said and f"-p {precision}" not in said
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from porting.ascend.soc import FAMILIES, GIB, Soc, find_cann, find_soc, judged_cann, known_cann, release_order
+from porting.ascend.soc import FAMILIES, GIB, Soc, find_cann, find_soc, judged_cann, known_cann, release_order, soc_in
 from porting.errors import UsageError
 from porting.targets import all_targets
 
@@ -96,6 +96,47 @@ def test_a_train_with_several_releases_has_to_be_named_in_full() -> None:
     with pytest.raises(UsageError, match="several CANN releases") as refused:
         find_cann("6.3")
     assert "6.3.RC2" in refused.value.next
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "first"),
+    [
+        ("Ascend950PR_9599", "8.0.0", "9.0.0"),
+        ("Ascend950PR_9599", "8.5", "9.0.0"),
+        ("Ascend950DT_9591", "9.0.0", "9.1.0"),
+    ],
+)
+def test_a_release_that_is_older_than_the_chip_is_refused(name: str, release: str, first: str) -> None:
+    with pytest.raises(UsageError, match=f"is older than {name}.*came with {first}") as refused:
+        soc_in(find_soc(name), find_cann(release))
+    assert "release notes" in refused.value.next and f"--cann {first}" in refused.value.next
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "first"),
+    [("Ascend910_9392", "5.0.4", "8.1.RC1"), ("Ascend910B3", "5.0.4", "8.0.0"), ("Ascend350_354f", "8.5.0", "9.0.0")],
+)
+def test_where_no_document_says_since_when_that_is_said(name: str, release: str, first: str) -> None:
+    plain = find_soc(name)
+    notes = soc_in(plain, find_cann(release)).notes
+    assert notes[:-1] == plain.notes and "is unknown" in notes[-1] and f"is of {first}" in notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("Ascend950PR_9599", "9.0.0"),
+        ("Ascend950DT_9591", "9.1.0-beta.3"),
+        ("Ascend910B3", "8.0.0"),
+        ("Ascend910B", "5.0.4"),
+        ("Ascend310P3", "5.0.4"),
+        ("Ascend950DT_9591", None),
+        ("Ascend910_9392", "8.1.RC1"),
+    ],
+)
+def test_a_chip_that_its_release_knows(name: str, release: str | None) -> None:
+    soc = find_soc(name)
+    assert soc_in(soc, find_cann(release)) == soc
 
 
 def test_releases_are_in_order() -> None:
