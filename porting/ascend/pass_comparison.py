@@ -29,6 +29,11 @@ LARGEST_NUMBER = 1e30  # beyond it a rounding may overflow on one side
 # A rounding is off by half an epsilon; each node rounds, and errors of independent roundings add up as the root of their number. Sums of n
 # terms in another order are off by about the root of n as much; of half numbers onnxruntime's kernels add up in float32. Four of these deviations.
 DEVIATIONS = 4
+RECURRENT = (
+    "LSTM",
+    "GRU",
+    "RNN",
+)  # onnxruntime's approximate tanh and sigmoid by roundings of 1, however small what they give is
 
 
 @dataclass
@@ -148,7 +153,8 @@ def difference(wanted: np.ndarray, got: Any, region: Region) -> tuple[float, flo
         return math.inf, 0.0
     if not plain.any():
         return 0.0, 0.0
-    scale = max(float(np.abs(a[plain]).max()), 1e-6)
+    least = 1.0 if any(node.op in RECURRENT for node in region.before.nodes) else 1e-6
+    scale = max(float(np.abs(a[plain]).max()), least)
     return float(np.abs(a[plain] - b[plain]).max()) / scale, bound_of(region, wanted.dtype)
 
 

@@ -1,7 +1,7 @@
-"""LSTM and GRU over few fixed steps in primitives: what lstm_layout and gru_reset fall back on.
+"""LSTM, GRU and RNN over few fixed steps in primitives: what lstm_layout and gru_reset fall back on, and rnn makes.
 
 Shapes: x (T, B, I), weights (D, G*H, I), recurrent weights (D, G*H, H), bias (D, 2*G*H), lengths (B,), initial states (D, B, H), peepholes
-(D, 3*H). D is 2 for both directions, else 1; G is 4 (i o f c) for LSTM and 3 (z r h) for GRU. Source: ONNX LSTM-14, GRU-14.
+(D, 3*H). D is 2 for both directions, else 1; G is 4 (i o f c) for LSTM, 3 (z r h) for GRU and 1 for RNN. Source: ONNX LSTM-14, GRU-14, RNN-14.
 """
 
 from __future__ import annotations
@@ -102,7 +102,18 @@ class Steps:
                 cell = make("Where", running, new_cell, zero if cell is None else cell)
         if state is None:
             raise Refused("no steps")
+        if self.given.lengths is not None:
+            state = self._of_rows_that_ran(state, self.given.state)
+            cell = None if cell is None else self._of_rows_that_ran(cell, self.given.cell)
         return (made[::-1] if backwards else made), state, cell
+
+    def _of_rows_that_ran(self, last: ir.Value, initial: ir.Value | None) -> ir.Value:
+        """0 for rows of no step, as onnxruntime has it, not what they began with; ONNX says nothing of them."""
+        make, lengths = self.make, self.given.lengths
+        if lengths is None or initial is None:
+            return last
+        ran = make("Unsqueeze", make("Less", make.constant(np.asarray(0, np.int32)), lengths), make.ints(0, 2))  # (1, B, 1)
+        return make("Where", ran, last, make.scalar(0, self.kind))
 
     def direction(self, which: int) -> Direction:
         make, given, width = self.make, self.given, self.gates * self.size
