@@ -27,6 +27,7 @@ from porting.ascend.soc import Soc, find_cann, find_soc, soc_in
 from porting.ascend.w8a8 import Quantised
 from porting.ascend.w8a8_compilation import deploy_file, in_w8a8
 from porting.ascend.w8a8_validation import W8A8, manifest_of
+from porting.ascend.whole_numbers import integer_carriers_of
 from porting.conversion import LANGUAGE_MODEL, Canonical
 from porting.errors import UsageError
 from porting.inputs import UNLIMITED, context_of
@@ -227,6 +228,10 @@ def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | No
     notes = [*([] if compared else [NOT_COMPARED]), *([] if result.cann else [EVERY_VERSION])]
     if not compared and not result.mode.keeps_graph:
         notes.append(f"what overflows in {result.precision} was not forecast: `porting port` does that, and keeps it in fp32")
+        if carriers := integer_carriers_of(result.facts):
+            notes.append(
+                f"{len(carriers)} nodes carry integers in floats and are not kept in fp32 here: `porting port` keeps them"
+            )
     notes += [
         *(images.notes() if images is not None else []),
         *compilation.notes,

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from porting.ascend.overflow import Forecast
 
 TRIALS = 48  # forecasts, each two runs of the model a case; one node in a thousand takes about 20
-SECONDS = 30.0  # beside them: of a model that takes long, more stays kept than has to
+NODES = 30_000  # that all of them together may run: of a large model there are fewer, and more stays kept than has to
+SECONDS = 120.0  # the end in any case; what it ends hangs on the machine, and so it is far off
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ class Search:
     note: str
 
 
-def fewest_kept(
-    run: Callable[[Collection[str]], Forecast], now: Forecast, may_be_kept: Sequence[str], seconds: float = SECONDS
-) -> Search:
+def fewest_kept(run: Callable[[Collection[str]], Forecast], now: Forecast, may_be_kept: Sequence[str]) -> Search:
     """Look for the nodes that have to be kept so that the forecast passes.
 
     run:         the forecast of a choice
@@ -45,8 +44,9 @@ def fewest_kept(
     if not best.passes:
         return Search(None, f"outputs do not hold with all {len(may_be_kept)} nodes kept that can be kept in fp32 either")
     bounds = {output.name: output.bound for output in best.outputs}
+    trials = min(TRIALS, max(1, NODES // max(1, len(now.nodes))))
     kept, groups, tried = frozenset(may_be_kept), [*_halves(free)], {frozenset(now.kept): False}
-    while groups and len(tried) < TRIALS and time.monotonic() - start < seconds:
+    while groups and len(tried) <= trials and time.monotonic() - start < SECONDS:
         group = groups.pop()
         without = kept - frozenset(group)
         if without not in tried:
@@ -55,7 +55,7 @@ def fewest_kept(
             kept = without
         elif len(group) > 1:
             groups += _halves(group)
-    ended = "" if not groups else f"; not searched to the end: {len(tried)} forecasts in {time.monotonic() - start:.0f} s"
+    ended = "" if not groups else f"; not searched to the end: {len(tried)} forecasts"
     more = len(kept) - len(now.kept)
     return Search(
         tuple(name for name in may_be_kept if name in kept),

@@ -18,6 +18,7 @@ from porting.ascend.checking import Judged, ascend_target, source_name, verdict_
 from porting.ascend.compilation import Compilation, Wishes, judged_for
 from porting.ascend.exceptions import Exceptions, exceptions_for, most_tokens, no_forecast, token_feeds
 from porting.ascend.gear_requests import Request
+from porting.ascend.half_formats import FORMATS
 from porting.ascend.image_inputs import images_check
 from porting.ascend.memory import FLOAT_BYTES, boards, memory_bound
 from porting.ascend.preprocessing import read_preprocessing
@@ -107,7 +108,11 @@ def forecast_details(result: Judged, found: Exceptions | None, asked: bool) -> d
     if asked:
         return {"forecast": "none: the model is blocked"}
     carriers = integer_carriers_of(result.facts)
-    more = f"; {len(carriers)} nodes carry integers in floats, which {result.precision} does not hold" if carriers else ""
+    more = (
+        f"; {len(carriers)} nodes carry integers in floats, which {result.precision} holds up to {2 ** FORMATS[result.precision].bits} only"
+        if carriers
+        else ""
+    )
     return {"forecast": f"not asked for: give --inputs or --text{more}"}
 
 

@@ -295,6 +295,14 @@ def test_what_an_output_hangs_on_is_kept(
     assert written.read_text().split() == kept and "handoff" in ported.details
 
 
+def test_what_overflows_only_once_others_are_kept_is_kept_too(tmp_path: Path) -> None:
+    """o leaves fp16's range in float32 already, e only when what it reads is rounded: it is seen in a second forecast."""
+    nodes = "o = Mul(x, four) b = Div(o, eight) e = Mul(x, c) h = Div(e, eight) y = Add(b, h)"
+    path = small(tmp_path, nodes, "float", np.full(16, 65480), c=1.00049, four=4, eight=8)
+    forecast = porting.check(path, "Ascend310P3", inputs=tmp_path / "x.npz").require().details["forecast"]
+    assert forecast["first"]["to_keep"] == ["o", "b"] and forecast["with_exceptions"]["kept"] == ["o", "b", "e"]
+
+
 def test_what_no_keeping_mends_is_undecided_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The cancellation follows a matrix product, which the matrix unit rounds: no file helps there."""
     nodes = "r = Reshape(x, s) p = MatMul(r, w) q = Reshape(p, t) y = Sub(q, c)"
@@ -316,6 +324,21 @@ def test_what_no_keeping_mends_is_undecided_and_named(tmp_path: Path, capsys: py
     assert verdict.details["forecast"]["broken"] == {"forecast-undecided": ["y"]}
     ported = porting.port(path, tmp_path / "m.port", "Ascend310P3", inputs=tmp_path / "x.npz")
     assert not ported.ok and not (tmp_path / "m.port" / "targets").exists()
+
+
+def test_what_an_output_hangs_on_in_a_branch_is_not_said_to_be_kept(tmp_path: Path) -> None:
+    """Kept, these nodes would mend it; no file can name them."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[16] x, bool b) => (float[16] y) {
+        i = If(b) <then_branch = t () => (float[16] d) { s = Add(x, c) d = Sub(s, c) },
+                   else_branch = e () => (float[16] n) { n = Neg(x) }>
+        y = Tanh(i)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(models.tensor("c", 30000))
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", x=np.linspace(-1, 1, 16).astype(np.float32), b=np.array(True))
+    verdict = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz")
+    assert verdict.verdict == "error" and verdict.details["forecast"]["broken"] == {"forecast-undecided": ["y"]}
 
 
 def test_exceptions_that_are_not_enough_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

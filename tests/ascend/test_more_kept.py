@@ -35,7 +35,7 @@ def test_the_fewest_are_found(needed: set[str], before: set[str]) -> None:
 
     found = fewest_kept(run, of(sorted(before), 0.9), NAMES)
     assert found.kept == tuple(name for name in NAMES if name in needed | before) or len(tried) >= more_kept.TRIALS
-    assert found.kept is not None and needed | before <= set(found.kept) and len(tried) <= more_kept.TRIALS + 1
+    assert found.kept is not None and needed | before <= set(found.kept) and len(tried) <= more_kept.TRIALS + 2
     assert len(set(tried)) == len(tried), "no choice is forecast twice"
 
 
@@ -44,16 +44,14 @@ def test_what_keeping_everything_does_not_mend() -> None:
     assert found.kept is None and "all 5 nodes kept" in found.note
 
 
-@pytest.mark.parametrize(("trials", "seconds"), [(3, 30.0), (48, 0.0)])
-def test_a_search_that_ends_early_says_so_and_still_passes(
-    trials: int, seconds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(more_kept, "TRIALS", trials)
+@pytest.mark.parametrize(("limit", "number"), [("TRIALS", 3), ("NODES", 20), ("SECONDS", 0.0)])
+def test_a_search_that_ends_early_says_so_and_still_passes(limit: str, number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(more_kept, limit, number)
 
     def run(keep: Collection[str]) -> Forecast:
         return of(keep, 1e-4 if "n077" in keep else 0.9)
 
-    found = fewest_kept(run, of((), 0.9), NAMES, seconds)
+    found = fewest_kept(run, of((), 0.9), NAMES)
     assert found.kept is not None and run(found.kept).passes and "not searched to the end" in found.note
 
 

@@ -164,6 +164,17 @@ def test_what_is_lost_below_the_rounding_of_an_output_holds() -> None:
     assert found.significand == 0.0 and 0 < found.error < 1e-9 and found.holds
 
 
+def test_a_bound_is_twice_what_rounding_costs_and_no_more() -> None:
+    """1e-6 is a subnormal number of fp16, and 40 times coarser than one: 3 % of the output, where rounding alone takes 0.1 %."""
+    nodes = [node("Mul", ["x", "small"], ["a"], name="down"), node("Mul", ["a", "large"], ["y"], name="up")]
+    made = program(model(nodes, [tensor("small", 2.0**-20), tensor("large", 1024)], outputs=[value("y", ["n", WIDTH])]))
+    found = forecast(made, feeds(rows=64), soc=A2).outputs[0]
+    rounding = 2.0**-11
+    assert found.significand < 2 * rounding and found.bound <= 2 * 2 * rounding
+    assert 5 * found.bound < found.error < 0.1 and not found.holds and not found.undecided
+    assert found.bound >= 2 * found.significand
+
+
 def test_a_row_that_is_masked_whole_fails_where_overflow_is_inf() -> None:
     nothing = {**feeds(), "m": np.zeros((4, WIDTH), np.float32)}
     made = models.masked_softmax(-6e4)

@@ -78,6 +78,13 @@ def test_a_division_of_integers_stays_in_float32_on_a_310p(kind: str, high: int,
     assert written.read_text().split() == kept
 
 
+def test_a_conversion_that_forecasts_nothing_says_so(tmp_path: Path) -> None:
+    model, _ = divided(tmp_path, "int16", 20)
+    porting.convert(model, tmp_path / "m.port", "Ascend310P3")
+    (readme,) = (tmp_path / "m.port" / "targets").glob("*/README.txt")
+    assert "nodes carry integers in floats and are not kept in fp32 here" in " ".join(readme.read_text().split())
+
+
 def test_a_division_of_integers_that_may_be_large_is_blocked(tmp_path: Path) -> None:
     model, inputs = divided(tmp_path, "int64", 20)
     assert "integer-division" in porting.check(model, "Ascend310P3", inputs=inputs).reason
