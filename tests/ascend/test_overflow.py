@@ -175,6 +175,19 @@ def test_a_bound_is_twice_what_rounding_costs_and_no_more() -> None:
     assert found.bound >= 2 * found.significand
 
 
+def test_every_output_has_to_hold() -> None:
+    nodes = [
+        node("Neg", ["x"], ["z"], name="negated"),
+        node("Mul", ["x", "small"], ["a"], name="down"),
+        node("Mul", ["a", "large"], ["y"], name="up"),
+    ]
+    outputs = [value(name, ["n", WIDTH]) for name in "zy"]
+    made = program(model(nodes, [tensor("small", 2.0**-20), tensor("large", 1024)], outputs=outputs))
+    found = forecast(made, feeds(rows=64), soc=A2)
+    assert {o.name: o.holds for o in found.outputs} == {"z": True, "y": False}
+    assert not found.overflows and not found.passes
+
+
 def test_a_row_that_is_masked_whole_fails_where_overflow_is_inf() -> None:
     nothing = {**feeds(), "m": np.zeros((4, WIDTH), np.float32)}
     made = models.masked_softmax(-6e4)
