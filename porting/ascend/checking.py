@@ -181,7 +181,7 @@ def checks_of(result: Judged) -> list[Check]:
         result.blocking, key=lambda f: f.node == ""
     ):  # nodes first: what is said of the graph follows from them
         by_rule.setdefault(finding.rule.id, []).append(finding)
-    checks = [_blocker(findings) for findings in by_rule.values()]
+    checks = [blocker(findings) for findings in by_rule.values()]
     if result.mode.blocker:
         detail = f"{result.mode.source}; {result.mode.confidence}" + (f"; {result.mode.next}" if result.mode.next else "")
         checks.append(
@@ -193,12 +193,13 @@ def checks_of(result: Judged) -> list[Check]:
     return checks
 
 
-def _blocker(findings: Sequence[Finding]) -> Check:
+def blocker(findings: Sequence[Finding]) -> Check:
+    """The check that fails for what one rule says of several nodes."""
     rule = findings[0].rule
     code = f" ({rule.code})" if rule.code else ""
     names = [printable(f.node or "the graph", 80) for f in findings[:NAMED]]
     more = f" and {len(findings) - NAMED} more" if len(findings) > NAMED else ""
-    helps = f"rewritten by {rule.rewrite}, which cannot here" if rule.rewrite else rule.why
+    helps = f"rewritten by {rule.rewrite}, which cannot here: {rule.why}" if rule.rewrite else rule.why
     detail = f"{rule.says}; {helps}; {rule.confidence}: {rule.source}"
     return Check(f"{rule.id}{code}: nodes", "fail", len(findings), 0, f"{', '.join(names)}{more}", detail)
 
@@ -241,7 +242,7 @@ def finding_content(finding: Finding, status: str) -> dict[str, Any]:
         "says": rule.says,
         "detail": finding.detail,
         "rewrite": rule.rewrite,
-        "why": rule.why,
+        "why": "" if status == "mended" else rule.why,
         "since": rule.since,
         "until": rule.until,
         "confidence": rule.confidence,

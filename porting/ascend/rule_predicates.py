@@ -18,6 +18,22 @@ PUBLISHED_EQUATIONS = """
     abc,dec->abde abc,abde->dec abcd,aecd->acbe abcd,acbe->aecd abcd,ecd->abe abcd,abe->ecd abcd,acbe->adbe
     abcd,abde->abce abcd,abce->abde abcd,aebd->aebc abcd,abce->acde abc,abd->acd ab,cb->ac
 """
+# ONNX operators whose operators of the graph engine do not take double (prototypes of hicann/ops-nn e5c3fa932, ops-math c41933244, ops-cv 6ae87653)
+NO_DOUBLE = frozenset(
+    [
+        "Conv",
+        "ConvTranspose",
+        "MatMul",
+        "Gemm",
+        "Einsum",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "MaxPool",
+        "GridSample",
+        "Sqrt",
+        "Expand",
+    ]
+)
 SELU = {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}
 ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
 
@@ -68,6 +84,14 @@ def is_foreign(node: NodeFacts) -> str | None:
 
 def takes_nothing(node: NodeFacts) -> str | None:
     return "no inputs" if node.op != "Constant" and not any(node.inputs) else None
+
+
+def takes_double(node: NodeFacts) -> str | None:
+    return "" if node.domain or node.op not in NO_DOUBLE else None
+
+
+def takes_no_double(node: NodeFacts) -> str | None:
+    return f"{node.op} takes no double" if not node.domain and node.op in NO_DOUBLE else None
 
 
 def mixed_dtypes(node: NodeFacts) -> str | None:
@@ -290,6 +314,8 @@ OF_NODES: Mapping[str, Callable[[NodeFacts], str | None]] = {
         keeps_its_opset,
         is_foreign,
         takes_nothing,
+        takes_double,
+        takes_no_double,
         mixed_dtypes,
         part_of_shape,
         indices_are_unknown,

@@ -51,7 +51,7 @@ class Rule:
     code:         the vendor's code for it, None where no source names one
     says:         what happens, in a sentence
     rewrite:      the pass of converters/passes/ascend that mends it
-    why:          why there is none
+    why:          why there is none; of a rule with a pass: what the pass needs, and why it may have left the node as it is
     families:     those that it holds for, all unless said
     since, until: the first and last release that it is known to hold for; None: unknown, taken to be every one
     source:       where it stands

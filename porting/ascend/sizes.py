@@ -116,8 +116,10 @@ class Sizes:
         """Whether the branches of an If give outputs of other shapes, or of shapes that nobody knows."""
         bodies = [a.as_graph() for a in node.attributes.values() if a.type.name == "GRAPH"]
         shapes = [[v.shape for v in body.outputs] for body in bodies]
+        if len(shapes) != 2:
+            return True
         named = all(s is not None and all(isinstance(d, int) or d.value is not None for d in s) for s in shapes[0])
-        return len(shapes) != 2 or not named or shapes[0] != shapes[1]
+        return not named or shapes[0] != shapes[1]
 
 
 def _is_fixed(value: ir.Value) -> bool:

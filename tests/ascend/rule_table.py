@@ -13,7 +13,7 @@ from tests.ascend.rule_cases import D2, D3, D4, D5, F, One, floats, ints, made_i
 
 Case = One | GraphFacts
 RELU = One("Relu")
-I2, L2 = "int32[2,3]", "int64[2,3]"
+I2, L2, M64 = "int32[2,3]", "int64[2,3]", "float64[3,3]"
 P3, B3, OLD = "Ascend310P3", "Ascend310B1", "8.0.0"
 
 
@@ -105,7 +105,19 @@ MISSING: Mapping[str, tuple[Case, Case]] = {
 OF_DTYPES: Mapping[str, tuple[Case, Case]] = {
     "bf16": (One("Relu", ["bfloat16[2]"], soc=P3), One("Relu", ["bfloat16[2]"])),
     "bf16-unknown": (One("Relu", ["bfloat16[2]"], soc=B3), One("Relu", ["bfloat16[2]"])),
-    "double": (One("Cast", [D2], outputs=["float64[2,3]"]), RELU),
+    "double": (One("Cast", [D2], outputs=["float64[2,3]"]), One("MatMul", [M64, M64], outputs=[M64])),
+    "double-kept": (
+        One("MatMul", [M64, M64], outputs=[M64]),
+        One("MatMul", [M64, M64], outputs=[M64], soc=P3, precision="fp16"),
+    ),
+    "double-lowered": (
+        One("Conv", [f"float64{D4[7:]}", f"float64{D4[7:]}"], soc=P3, precision="fp16"),
+        One("Add", [M64, M64], outputs=[M64], soc=P3, precision="fp16"),
+    ),
+    "double-gather-nd": (
+        One("GatherND", [M64, L2]),
+        One("GatherND", [M64, L2], precision="fp16"),
+    ),
     "fp8": (One("Relu", ["float8_e4m3fn[2]"]), One("Relu", ["float8_e4m3fn[2]"], soc="Ascend950PR_9599")),
     "fp8-constant": (
         One("Add", [np.zeros(2, float8_e5m2), F], soc="Ascend950PR_9599"),

@@ -49,6 +49,8 @@ def blocked_by(capsys: pytest.CaptureFixture[str], path: Path, target: str = "As
     for finding in found["details"]["findings"]:
         if finding["status"] == "blocks":
             rules.setdefault(finding["rule"], set()).add(finding["node"])
+            assert finding["why"], "what mends it, or why nothing does"
+            assert any(c["name"].startswith(finding["rule"]) and finding["why"] in c["detail"] for c in found["checks"])
     for check in found["checks"]:
         assert check["verdict"] == "fail" and check["where"] and check["detail"]
     return rules
@@ -67,6 +69,13 @@ def blocked_by(capsys: pytest.CaptureFixture[str], path: Path, target: str = "As
             "missing-loop",
             "Loop_1",
         ),
+        ("(float[2] x, float[2] m) => (float[2] y) { y = Mod<fmod = 1>(x, m) }", 17, "mod-fmod", "Mod_0"),
+        (
+            "(float[S, 1, 2] x, float[1, 3, 2] w, float[1, 3, 1] r) => (float h) { y, h = GRU<hidden_size = 1, linear_before_reset = 1>(x, w, r) }",
+            17,
+            "gru-reset",
+            "GRU_0",
+        ),
         (
             "(float[2, 3] x, int64[2] axes) => (float y) { s = ReduceL1<noop_with_empty_axes = 1>(x, axes) y = DFT(s) }",
             20,
@@ -81,7 +90,14 @@ def blocked_by(capsys: pytest.CaptureFixture[str], path: Path, target: str = "As
         ),
         ("(float[2, 3] x) => (float y) { y = Relu(x) }", 7, "opset-too-low", "Relu_0"),
     ],
-    ids=["a Loop of a computed count", "no entry", "only what has no form at 18", "an opset below 8"],
+    ids=[
+        "a Loop of a computed count",
+        "a divisor that is fed",
+        "a GRU of any length",
+        "no entry",
+        "only what has no form at 18",
+        "an opset below 8",
+    ],
 )
 def test_a_blocker_names_its_nodes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, opset: int, rule: str, node: str
@@ -131,6 +147,38 @@ def test_sizes_that_hang_on_numbers_are_told(capsys: pytest.CaptureFixture[str],
     code, out, _ = called(capsys, "check", path, "--target", "Ascend910B3", "--json", "--quiet")
     told = [f for f in json.loads(out)["details"]["findings"] if "sized" in f["rule"]]
     assert code == 0 and [(f["node"], f["rule"], f["effect"]) for f in told] == [("NonZero_0", "sized-by-values", "slow")]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "node"),
+    [
+        ('(float[3, 3] x) => (float[3] y) { y = Einsum<equation = "ii->i">(x) }', "einsum-equation", "Einsum_0"),
+        (
+            "(double[3, 3] x) => (double[5, 3] y) { p = Constant<value = int64[4] {1, 0, 1, 0}>() v = Constant<value = double {1.0}>()"
+            " y = Pad(x, p, v) }",
+            "pad-value",
+            "Pad_2",
+        ),
+    ],
+)
+def test_what_no_page_names_and_no_pass_rewrites_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, rule: str, node: str
+) -> None:
+    path = saved(tmp_path, text, 17)
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend310P3", "--json", "--quiet")
+    (found,) = [f for f in json.loads(out)["details"]["findings"] if f["rule"] == rule]
+    assert code == 0 and (found["node"], found["effect"], found["status"]) == (node, "unknown", "noted")
+    assert found["rewrite"] and found["why"] and "atlasoxol" in found["source"]
+
+
+def test_products_in_double_are_not_promised_to_the_ai_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """No kernel takes them: `origin` keeps the dtype and refuses, fp16 casts down or refuses."""
+    path = saved(tmp_path, "(double[2, 2] x) => (double[2, 2] y) { a = MatMul(x, x) y = Add(a, a) }", 17)
+    assert blocked_by(capsys, path) == {"double-kept": {"MatMul_0"}}
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend310P3", "--json", "--quiet")
+    details = json.loads(out)["details"]
+    assert code == 0 and details["ai_cpu"]["nodes"] == ["Add_1"]
+    assert [f["effect"] for f in details["findings"] if f["rule"] == "double-lowered"] == ["unknown"]
 
 
 @pytest.mark.parametrize("op", ["IsNaN", "IsInf"])

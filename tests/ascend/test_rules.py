@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from porting.ascend.checking import blocker, finding_content
 from porting.ascend.graph_facts import GraphFacts
 from porting.ascend.operators import engine_types, is_registered, registered_opsets
 from porting.ascend.rule_matching import GRAPH_KEYS, NODE_KEYS, NUMBER_KEYS, VALUE_KEYS
 from porting.ascend.rule_predicates import OF_GRAPHS, OF_NODES
 from porting.ascend.rules import CONFIDENCES, EFFECTS, Finding, Rule, judge, rules, several
 from porting.ascend.soc import FAMILIES, find_soc, known_cann, release_order
+from porting.render_findings import finding_rows
 from tests.ascend.rule_cases import D2, One, ints, made_if
 from tests.ascend.rule_table import CASES, RELU
 
@@ -118,11 +120,24 @@ def test_a_record_is_well_formed(rule: Rule) -> None:
     assert rule.effect in EFFECTS and rule.confidence in CONFIDENCES
     assert rule.confidence != "probed on hardware", "nothing was"
     assert rule.says and rule.source and rule.families and set(rule.families) <= set(FAMILIES)
-    assert (rule.rewrite is None) == bool(rule.why), "a pass that mends it, or why there is none"
+    assert rule.why, "why no pass mends it, or what the pass needs that does"
     assert rule.code is None or rule.effect == "refuses"
     assert all(bound in known_cann() for bound in (rule.since, rule.until) if bound)
     assert not (rule.since and rule.until) or release_order(rule.since) <= release_order(rule.until)
     assert "works" not in rule.says.lower()
+
+
+@pytest.mark.parametrize("rule", [rule for rule in rules() if rule.rewrite], ids=lambda rule: rule.id)
+def test_what_a_pass_could_not_mend_says_what_the_pass_needs(rule: Rule) -> None:
+    """In the check, in the table and in the findings; and of what it did mend nothing is excused."""
+    left = finding_content(Finding(rule, "n", "Op", ""), "blocks")
+    (row,) = finding_rows({"findings": [left]})
+    assert left["why"] == rule.why and f"{rule.rewrite} cannot here: {rule.why}" in row
+    check = blocker([Finding(rule, "n", "Op", "")])
+    assert f"rewritten by {rule.rewrite}, which cannot here: {rule.why}" in check.detail
+    mended = finding_content(Finding(rule, "n", "Op", ""), "mended")
+    (row,) = finding_rows({"findings": [mended]})
+    assert not mended["why"] and f"rewritten by {rule.rewrite}" in row
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.id)
