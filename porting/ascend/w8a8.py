@@ -68,7 +68,7 @@ def quantised(source: Any, cases: Cases, keep_float: Sequence[str] = (), clip: s
     cases:      inputs to calibrate on: input -> array
     keep_float: names of nodes that stay in float
     clip:       see `Range.step`
-    raises:     InputError (no cases, NaN or Inf), UsageError (a name that no layer has), UnsupportedModel (nothing that can be quantised)
+    raises:     InputError (no cases, NaN or Inf, nothing but zeros before a layer), UsageError (a name that no layer has), UnsupportedModel (nothing that can be quantised)
     """
     from porting.converters.passes.ascend.quantisable import quantisable
     from porting.converters.passes.ascend.quantise_w8a8 import deploy_graph, reference_graph
@@ -80,6 +80,7 @@ def quantised(source: Any, cases: Cases, keep_float: Sequence[str] = (), clip: s
     kept.update((name, "asked for: --keep-float") for name in keep_float)
     layers = [layer for layer in layers if layer.name not in kept]
     ranges = calibrate(graph, cases, list(dict.fromkeys(layer.input for layer in layers)))
+    _require_known(layers, ranges)
     decisions, refused = decided(layers, ranges, clip)
     kept.update(refused)
     if not decisions:
@@ -94,7 +95,8 @@ def quantised(source: Any, cases: Cases, keep_float: Sequence[str] = (), clip: s
     report += [{"node": name, "quantised": False, "reason": reason} for name, reason in kept.items()]
     order = {str(node.name): place for place, node in enumerate(graph.model.graph)}
     report.sort(key=lambda one: order.get(one["node"], len(order)))
-    return Quantised(reference, deploy_graph(graph, decisions), decisions, report, NOTES)
+    notes = (*NOTES, *(note for one in decisions if (note := _of_one_number(one.layer, ranges[one.layer.input]))))
+    return Quantised(reference, deploy_graph(graph, decisions), decisions, report, notes)
 
 
 def decided(layers: Sequence[Layer], ranges: Mapping[str, Range], clip: str) -> tuple[list[Decision], dict[str, str]]:
@@ -110,6 +112,28 @@ def decided(layers: Sequence[Layer], ranges: Mapping[str, Range], clip: str) -> 
         except InputError as error:
             refused[layer.name] = error.what
     return decisions, refused
+
+
+def _require_known(layers: Sequence[Layer], ranges: Mapping[str, Range]) -> None:
+    """raises: InputError for a layer that read nothing but zeros, of which no step follows"""
+    dead = [layer.name for layer in layers if ranges[layer.input].low == ranges[layer.input].high == 0]
+    if dead:
+        others = f", and {len(dead) - 1} layers more" if len(dead) > 1 else ""
+        raise InputError(
+            f"layer {printable(dead[0])!r} reads nothing but zeros on every calibration input{others}: no scale follows from that",
+            where="--calibration",
+            next=f"calibrate on inputs as in use; a layer that reads zeros there too stays in float with --keep-float {printable(dead[0], 80)}",
+        )
+
+
+def _of_one_number(layer: Layer, numbers: Range) -> str | None:
+    """What to say of a layer whose range is that of one number."""
+    if numbers.low != numbers.high:
+        return None
+    return (
+        f"W8A8: layer {printable(layer.name, 80)} read {numbers.low:.6g} and no other number on every calibration input: its scale is a guess "
+        "for any other; calibrate on inputs as in use, or keep it in float (--keep-float)"
+    )
 
 
 def _require_names(names: Sequence[str], known: Sequence[str]) -> None:
@@ -173,6 +197,7 @@ def _row(one: Decision, numbers: Range, in_place: _Sums, alone: _Sums) -> dict[s
         "step": step.size,
         "offset": step.offset,
         "weight_scales": int(one.product.weight_scale.size),
+        "one_number_only": numbers.low == numbers.high,
     }
 
 

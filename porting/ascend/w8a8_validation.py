@@ -25,6 +25,10 @@ from porting.types import Program
 from porting.verdict import Check, Verdict, printable
 
 NAMED = 8  # layers that a report names
+OWN_DATA = (
+    "W8A8: the errors of the outputs are measured on the calibration's own inputs, or on what is made of them: on others they may be larger; give "
+    "inputs that were not calibrated on with --inputs"
+)
 NOT_HELD_OUT = "inputs that were not calibrated on (give them with --inputs)"
 
 
@@ -97,7 +101,7 @@ def judge_w8a8(
             "noise_of_a_layer": LAYER_NOISE,
             W8A8: port.manifest[W8A8]["layers"],
             "loses_most": loses_most(port.manifest[W8A8]["layers"]),
-            "notes": list(port.manifest[W8A8]["notes"]),
+            "notes": [*port.manifest[W8A8]["notes"], *([] if held_out else [OWN_DATA])],
         },
         not_shown=", ".join(missing),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,6 +113,13 @@ def test_what_was_calibrated_on_is_not_held_out(model: Path, tmp_path: Path) -> 
     verdict = ported(model, calibration, gears="n=1")
     assert verdict.ok and not verdict.details["held_out"]
     assert verdict.reason.startswith("NOT shown: inputs that were not calibrated on")
+    shutil.rmtree(model.with_suffix(".port"))
+    again = ported(model, calibration, calibration, gears="n=1")
+    for one in (verdict, again):
+        assert any("measured on the calibration's own inputs" in note for note in one.details["notes"])
+    shutil.rmtree(model.with_suffix(".port"))
+    others = ported(model, calibration, arrays(tmp_path, "h", 1, 9), gears="n=1")
+    assert not any("calibration's own inputs" in note for note in others.details["notes"])
 
 
 def test_inputs_far_from_the_calibration_fail(model: Path, tmp_path: Path) -> None:
@@ -141,9 +149,13 @@ def test_what_is_refused(model: Path, tmp_path: Path) -> None:
         porting.port(model, out, SOC, "fp16", calibration=calibration, gears="n=1")
     with pytest.raises(UsageError, match="not compiled with CANN"):
         porting.port(model, out, "cpu", calibration=calibration)
-    np.savez(tmp_path / "nan.npz", x=np.full((1, 3, 8, 8), np.nan, np.float32))
-    with pytest.raises(InputError, match="input 'x' holds nan"):
-        ported(model, [tmp_path / "nan.npz"])
+    for bad in (np.nan, np.inf, -np.inf):
+        np.savez(tmp_path / "bad.npz", x=np.full((1, 3, 8, 8), bad, np.float32))
+        with pytest.raises(InputError, match=f"input 'x' holds {bad}"):
+            ported(model, [tmp_path / "bad.npz"])
+    np.savez(tmp_path / "zeros.npz", x=np.zeros((1, 3, 8, 8), np.float32))
+    with pytest.raises(InputError, match="layer 'conv' reads nothing but zeros"):
+        ported(model, [tmp_path / "zeros.npz"], arrays(tmp_path, "h", 1, 9))
     np.savez(tmp_path / "other.npz", z=np.zeros((1, 3, 8, 8), np.float32))
     with pytest.raises(InputError, match="'z'"):
         ported(model, [tmp_path / "other.npz"])

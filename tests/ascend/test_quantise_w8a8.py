@@ -215,9 +215,19 @@ def test_numbers_that_hardly_are_any() -> None:
     )
     made = quantised(graph, feeds([2, 3]))
     assert [row["quantised"] for row in made.report] == [True, False] and "does not fit" in made.report[1]["reason"]
-    zeros = [{"x": np.zeros((2, 3), np.float32)}]
-    nothing = quantised(read("(float[2, 3] x) => (float y) { y = MatMul(x, w) }", 17, w=weights(3, 3)), zeros)
-    require_same(nothing, nothing.reference, zeros, ["y"])
+
+
+def test_a_layer_that_reads_zeros_only_is_refused_by_name() -> None:
+    """x is -1 at the highest: nothing comes through the Relu, and no scale follows from that."""
+    text = "(float[2, 3] x) => (float a, float y) { a = MatMul(x, w) n = Neg(one) b = Mul(x, n) r = Relu(b) y = MatMul(r, w) }"
+    graph = read(text, 17, w=weights(3, 3), one=np.array(1, np.float32))
+    cases = [{"x": np.full((2, 3), 1.0 + number, np.float32)} for number in range(3)]
+    with pytest.raises(InputError, match="layer 'MatMul_4' reads nothing but zeros on every calibration input") as error:
+        quantised(graph, cases)
+    assert "--keep-float MatMul_4" in error.value.next
+    made = quantised(graph, cases, keep_float=["MatMul_4"])
+    assert [row["quantised"] for row in made.report] == [True, False] and made.report[1]["reason"].startswith("asked for")
+    quantised(graph, [*cases, {"x": -cases[0]["x"]}])  # one input that lets something through is enough
 
 
 def test_a_constant_activation_and_a_channel_of_zeros() -> None:
@@ -227,6 +237,9 @@ def test_a_constant_activation_and_a_channel_of_zeros() -> None:
     cases = [{"x": np.full((1, 3, 4, 4), 2.5, np.float32)}]
     made = quantised(graph, cases)
     require_same(made, graph, cases, ["y"])
+    assert made.report[0]["one_number_only"] and any("read 2.5 and no other number" in note for note in made.notes)
+    more = quantised(graph, [*cases, {"x": cases[0]["x"] / 2}])
+    assert not more.report[0]["one_number_only"] and not any("no other number" in note for note in more.notes)
 
 
 def test_what_is_read_twice_is_quantised_once_here() -> None:
