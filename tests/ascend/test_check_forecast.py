@@ -303,6 +303,21 @@ def test_what_overflows_only_once_others_are_kept_is_kept_too(tmp_path: Path) ->
     assert forecast["first"]["to_keep"] == ["o", "b"] and forecast["with_exceptions"]["kept"] == ["o", "b", "e"]
 
 
+@pytest.mark.parametrize("order", ["yz", "zy"])
+def test_one_output_that_does_not_hold_fails_whichever_it_is(order: str, tmp_path: Path) -> None:
+    """A matrix product of subnormal numbers: nothing overflows, and no file keeps it."""
+    node, value = onnx.helper.make_node, models.value
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="product"), node("Mul", ["a", "k"], ["y"]), node("Neg", ["x"], ["z"])]
+    weights = [models.tensor("w", np.eye(WIDTH) * 2.0**-20), models.tensor("k", 1024)]
+    made = models.model(nodes, weights, outputs=[value(name, ["n", WIDTH]) for name in order])
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", **feeds(rows=64))
+    verdict = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz")
+    assert verdict.verdict == "fail" and verdict.details["forecast"]["broken"] == {"forecast-range": ["y"]}
+    (failed,) = [check for check in verdict.checks if check.verdict == "fail"]
+    assert failed.name.endswith("of y") and failed.detail.startswith("forecast-range: 1 outputs lose more")
+
+
 def test_what_no_keeping_mends_is_undecided_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The cancellation follows a matrix product, which the matrix unit rounds: no file helps there."""
     nodes = "r = Reshape(x, s) p = MatMul(r, w) q = Reshape(p, t) y = Sub(q, c)"

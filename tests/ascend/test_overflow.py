@@ -175,6 +175,15 @@ def test_a_bound_is_twice_what_rounding_costs_and_no_more() -> None:
     assert found.bound >= 2 * found.significand
 
 
+def test_an_output_of_another_shape_does_not_hold() -> None:
+    made = program(model([node("NonZero", ["x"], ["y"])], outputs=[value("y", [2, "m"], TensorProto.INT64)]))
+    x = np.ones((2, WIDTH), np.float32)
+    assert forecast(made, {"x": x}, soc=A2).outputs[0].holds
+    x[0, 0] = 2.0**-30
+    found = forecast(made, {"x": x}, soc=A2).outputs[0]
+    assert found.error == math.inf and not found.holds
+
+
 def test_every_output_has_to_hold() -> None:
     nodes = [
         node("Neg", ["x"], ["z"], name="negated"),

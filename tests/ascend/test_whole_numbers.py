@@ -10,9 +10,12 @@ import pytest
 
 import porting
 from porting.ascend.graph_facts import facts_of
+from porting.ascend.overflow import forecast
+from porting.ascend.soc import find_soc
 from porting.ascend.whole_numbers import integer_carriers, integer_carriers_of
 from porting.noisy_original import types_of
 from tests.ascend.lowering_checks import read
+from tests.overflowing_models import program
 
 CASES = {
     "a division": ("a = Cast<to = 1>(i) q = Div(a, k) f = Floor(q) y = Cast<to = 7>(f)", ["a", "q", "f", "y"]),
@@ -90,20 +93,35 @@ def test_a_division_of_integers_that_may_be_large_is_blocked(tmp_path: Path) -> 
     assert "integer-division" in porting.check(model, "Ascend310P3", inputs=inputs).reason
 
 
-def test_a_division_that_no_file_can_name_blocks(tmp_path: Path) -> None:
-    """In the body of a loop, on inputs on which nothing is wrong."""
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (int64 times, int64[4] i) => (int64[4] y) {
-        y = Loop(times, , i) <body = b (int64 n, bool go, int64[4] s) => (bool go2, int64[4] t) {
-            go2 = Identity(go) a = Cast<to = 1>(s) q = Div(a, k) f = Floor(q) t = Cast<to = 7>(f) }>
-    }"""
+BODIES = {
+    "loop": """y = Loop(times, , i) <body = b (int64 n, bool go, int64[4] s) => (bool go2, int64[4] t) {
+        go2 = Identity(go) a = Cast<to = 1>(s) q = Div(a, k) f = Floor(q) t = Cast<to = 7>(f) }>""",
+    "branch": """no = Cast<to = 9>(times) y = If(no) <
+        then_branch = t () => (int64[4] t) { a = Cast<to = 1>(i) q = Div(a, k) f = Floor(q) t = Cast<to = 7>(f) },
+        else_branch = e () => (int64[4] u) { u = Identity(i) }>""",
+}
+
+
+def in_a_body(which: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """On inputs on which nothing is wrong."""
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (int64 times, int64[4] i) => (int64[4] y) {{ {BODIES[which]} }}'
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(3), "k"))
-    onnx.save(proto, str(tmp_path / "m.onnx"))
-    np.savez(tmp_path / "x.npz", times=np.array(2), i=np.arange(4))
-    from porting.ascend.overflow import forecast
-    from porting.ascend.soc import find_soc
-    from porting.backends.onnx_program import program_from_onnx
+    return proto, {"times": np.array(2), "i": np.arange(4)}
 
-    feeds = dict(np.load(tmp_path / "x.npz"))
-    found = forecast(program_from_onnx(tmp_path / "m.onnx"), feeds, soc=find_soc("Ascend310P3"))
+
+@pytest.mark.parametrize("which", BODIES)
+def test_a_division_in_a_body_does_not_pass(which: str) -> None:
+    proto, feeds = in_a_body(which)
+    found = forecast(program(proto), feeds, soc=find_soc("Ascend310P3"))
     assert all(output.holds for output in found.outputs) and len(found.inexact) == 4 and not found.passes
+
+
+def test_a_division_that_no_file_can_name_blocks_with_its_rule(tmp_path: Path) -> None:
+    proto, feeds = in_a_body("branch")
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "x.npz", **feeds)
+    verdict = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz")
+    (failed,) = [check for check in verdict.checks if check.verdict == "fail"]
+    assert verdict.exit_code == 1 and failed.value == 4 and failed.detail.startswith("forecast-integers: ")
+    assert "body of a control flow" in failed.detail and list(verdict.details["forecast"]["broken"]) == ["forecast-integers"]
