@@ -152,7 +152,9 @@ def verdict_of(
         details={
             "portability": result.portability,
             **details_of(result),
-            "notes": list(dict.fromkeys((*target.notes, *result.soc.notes))),
+            "notes": list(
+                dict.fromkeys((*target.notes, *result.soc.notes, *(str(p["note"]) for p in result.applied if "note" in p)))
+            ),
         },
         not_shown="nothing ran on Ascend",
     )

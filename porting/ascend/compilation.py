@@ -235,6 +235,7 @@ def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | No
     notes += [
         *(images.notes() if images is not None else []),
         *compilation.notes,
+        *(str(one["note"]) for one in result.applied if "note" in one),
         *result.mode.notes,
         *result.soc.notes,
         *gears.advice(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from porting.converters.passes.ascend.arg_max_last import arg_max_last
+import porting
+from porting.ascend.handoff import handoffs_of
+from porting.converters.passes.ascend.arg_max_last import NOTE, arg_max_last
 from porting.converters.passes.ascend.gather_nd_batch import gather_nd_batch
 from porting.converters.passes.ascend.negative_indices import negative_indices
 from porting.converters.passes.ascend.scatter_reduction import scatter_reduction
@@ -188,6 +191,17 @@ def test_the_last_of_equal_numbers(kind: str, axis: int, keep: int, seed: int) -
     text = f"(float[4, 5] x) => (int64 y) {{ y = {kind}<axis={axis}, keepdims={keep}, select_last_index=1>(x) }}"
     lowered = require_lowered(arg_max_last, read(text, 17), {"x": x})
     assert all(not node.attributes.get("select_last_index") for node in lowered.model.graph)
+
+
+def test_a_port_tells_that_the_order_among_nan_is_not_kept(tmp_path: Path) -> None:
+    graph = read("(float[2, 5] x) => (int64 y) { y = ArgMax<axis=1, select_last_index=1>(x) }", 17)
+    x = np.array([[1, 1, 1, 1, np.nan], [2, 2, 1, 2, 0]], np.float32)
+    before, after = (run(whole(one), {"x": x})[0] for one in (graph, arg_max_last(graph)[0]))
+    assert before[0] != after[0] and before[1] == after[1] == 3  # among NaN alone
+    (tmp_path / "m.onnx").write_bytes(whole(graph))
+    porting.convert(tmp_path / "m.onnx", tmp_path / "m.port", "Ascend310P3")
+    assert NOTE in handoffs_of(tmp_path / "m.port")[0].manifest["notes"]
+    assert NOTE in porting.check(tmp_path / "m.onnx", "Ascend310P3").details["notes"]
 
 
 def test_top_k_says_everything() -> None:

@@ -3,7 +3,8 @@
 Why: CANN's parser refuses select_last_index=1.
 
 Left alone: an axis that is not fixed.
-Bound: none needed, the bits are the same.
+Bound: none needed, the bits are the same, but among NaN: which place a runtime gives for them depends on the order in which it looks, ONNX says
+nothing of it, and the order is turned round here. The port tells it, see NOTE.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .making import Maker, fixed, node_pass
+
+NOTE = "ArgMax and ArgMin with select_last_index look from the other end: where an axis holds NaN, they may give another place than before"
 
 
 def _last(make: Maker) -> ir.Value | None:

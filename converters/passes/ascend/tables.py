@@ -17,6 +17,7 @@ from ..fold_constants import fold_sizes
 from ..infer_shapes import infer_shapes
 from ..remove_unused import remove_unused
 from ..rewriting import ModelPass, copied
+from .arg_max_last import NOTE as NAN_IS_ANOTHER_PLACE
 from .arg_max_last import arg_max_last
 from .attention import attention
 from .avg_pool import avg_pool
@@ -156,13 +157,15 @@ NO_NEW_VALUES = frozenset(
     ("drop_identities", "sizes_of_inputs", "share_integers", "remove_unused", "branch_weights", "legal_names", "clean_imports")
 )
 
+NOTES: Mapping[str, str] = {"arg_max_last": NAN_IS_ANOTHER_PLACE}  # what is to be told of a port where a pass changed something
+
 
 def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Graph, list[dict[str, object]]]:
     """Run the passes, and work types and shapes out anew after each that made something.
 
     compare: told of every pass that changed something; see porting/ascend/pass_comparison.py
     returns: the lowered graph, and [{"name", "changes", "rules"}] with what `compare` records, as port.json lists them: rules are the ids of
-             those that a pass mends
+             those that a pass mends. Some have a "note", see NOTES
     raises:  what `compare` raises
     """
     applied: list[dict[str, object]] = []
@@ -177,6 +180,7 @@ def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Grap
             if name not in NO_NEW_VALUES:
                 infer_shapes.change(graph.model)
             found = compare(name, graph) if compare is not None else {}
+            found = {**found, "note": NOTES[name]} if name in NOTES else found
         applied.append({"name": name, "changes": changes, "rules": _mended_by(name), **found})
     return graph, applied
 
