@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 from xml.etree import ElementTree
 
 from porting.verdict import Check, Verdict
@@ -12,7 +14,7 @@ FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 
 def to_junit(verdict: Verdict) -> bytes:
-    """One testsuite, one testcase per check; failures carry value, bound and place.
+    """One testsuite, one testcase per check; failures carry value, bound and place. Then one for each finding of a rule, which fails where it blocks.
 
     A verdict that no single check explains (nothing was checked, compared with itself) gets a testcase of its own, so
     that a CI can never show it as green. Names are data: markup is escaped, characters that XML forbids become `\\xNN`.
@@ -20,6 +22,7 @@ def to_junit(verdict: Verdict) -> bytes:
     returns: UTF-8 with an XML declaration
     """
     cases = [_case(verdict, c.name, c.verdict, c.sentence(), _text(verdict, c)) for c in verdict.checks]
+    cases += [_finding(verdict, finding) for finding in verdict.details.get("findings", ())]
     if not verdict.ok and all(c.verdict == "pass" for c in verdict.checks):
         cases.append(_case(verdict, "verdict", verdict.verdict, verdict.reason, verdict.line()))
     counts = {
@@ -43,6 +46,19 @@ def _case(verdict: Verdict, name: str, outcome: str, message: str, text: str) ->
     if outcome != "pass":
         kind = "failure" if outcome == "fail" else "error"
         ElementTree.SubElement(case, kind, {"message": _legal(message), "type": outcome}).text = _legal(text)
+    return case
+
+
+def _finding(verdict: Verdict, finding: Mapping[str, Any]) -> ElementTree.Element:
+    """What one rule says of one node: a failure where that blocks, else passed, with the same in its output."""
+    blocks = finding["status"] == "blocks"
+    node, op = finding["node"] or "the graph", f" ({finding['op']})" if finding["op"] else ""
+    said = f"{finding['effect']}: {finding['says']}"
+    keys = ("status", "rule", "effect", "code", "detail", "rewrite", "why", "since", "until", "confidence", "source")
+    text = "\n".join([f"node: {node}{op}", *(f"{key}: {finding[key]}" for key in keys if finding[key])])
+    case = _case(verdict, f"{finding['rule']}: {node}", "fail" if blocks else "pass", said, text)
+    if not blocks:
+        ElementTree.SubElement(case, "system-out").text = _legal(f"{said}\n{text}")
     return case
 
 

@@ -79,10 +79,10 @@ def memory_lines(memory: Mapping[str, Any] | None) -> list[str]:
     fullest = max((a["bytes"] for a in memory["activations"].values()), default=0)
     parts = f"weights {_mib(memory['weights'])}, cache {_mib(memory['cache'])}, activations {_mib(fullest)}"
     cards = [f"{b['bytes'] / 2**30:.3g} GiB: {b['cards_at_least']}" for b in memory["boards"]]
-    unsized = any(a["values_of_unknown_size"] for a in memory["activations"].values())
+    unsized = memory["values_left_out"]
     return [
         f"memory: at least {_mib(memory['at_least'])} ({parts}); not in it: {', '.join(memory['unknown'])}"
-        + ("; and values whose size is left open: give the gears" if unsized else ""),
+        + (f"; and {unsized} values whose size is left open: give the gears" if unsized else ""),
         f"cards at least, by memory: {', '.join(cards)}"
         if cards
         else "cards: how much memory they have is not known: --device-memory SIZE",

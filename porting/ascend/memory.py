@@ -109,6 +109,11 @@ class MemoryBound:
         return max(self.gears.values(), key=lambda alive: alive.nbytes)
 
     @property
+    def unsized(self) -> int:
+        """Values that no gear says a size of: the bound leaves them out."""
+        return max(alive.unsized for alive in self.gears.values())
+
+    @property
     def sure(self) -> int:
         """Without activations, which a compiler may fuse away."""
         return self.weights + self.cache
@@ -126,6 +131,7 @@ class MemoryBound:
                 name: {"bytes": a.nbytes, "at": a.node, "values_of_unknown_size": a.unsized} for name, a in self.gears.items()
             },
             "at_least": self.total,
+            "values_left_out": self.unsized,
             "unknown": list(UNKNOWN),
         }
 

@@ -134,6 +134,9 @@ def memory_of(compilation: Compilation, device_memory: int | None) -> tuple[dict
         return {"memory": content}, []
     where = f"weights {bound.weights}, cache {bound.cache}, activations {bound.fullest.nbytes} at {bound.fullest.node}"
     why = f"a lower bound; {cards[0].cards_at_least} cards at least" if bound.total > device_memory else "a lower bound"
+    if bound.unsized:
+        where += f", {bound.unsized} values of unknown size left out"
+        why += f"; it leaves out {bound.unsized} values whose size is not known: give the gears (--batch, --image-size, --dims, --gears)"
     return {"memory": content}, [Check.at_most("bytes that the card needs at least", bound.total, device_memory, where, why)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -188,6 +189,26 @@ def test_a_question_that_a_chip_without_nan_cannot_answer(capsys: pytest.Capture
     for target in ("Ascend310", "Ascend310P3", "Ascend310B1", "Ascend910A"):
         assert blocked_by(capsys, path, target) == {"saturation": {f"{op}_0"}}
     assert called(capsys, "check", path, "--target", "Ascend910B3", "--quiet")[0] == 0
+
+
+def test_a_junit_file_holds_every_finding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A testcase for each node that a rule speaks of, with the rule and the effect; what blocks is a failure."""
+    path = saved(
+        tmp_path, "(float[2, 3] x, float[2, 3] m) => (float[2, 3] y) { a = Mod<fmod = 1>(x, m) y = Mod<fmod = 1>(a, m) }", 17
+    )
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910B3", "--json", "--quiet", "--junit", tmp_path / "j.xml")
+    findings = json.loads(out)["details"]["findings"]
+    root = ElementTree.parse(tmp_path / "j.xml").getroot()
+    cases = {case.get("name"): case for case in root.iter("testcase")}
+    assert code == 1 and {f"{f['rule']}: {f['node'] or 'the graph'}" for f in findings} <= set(cases)
+    for node in ("Mod_0", "Mod_1"):
+        failure = cases[f"mod-fmod: {node}"].find("failure")
+        assert failure is not None and failure.get("message", "").startswith("wrong: ") and failure.text
+        assert f"node: {node} (Mod)" in failure.text and "rewrite: mod_fmod" in failure.text and "source: " in failure.text
+    noted = [f"{f['rule']}: {f['node'] or 'the graph'}" for f in findings if f["status"] == "noted"]
+    assert noted and all(cases[name].find("failure") is None and cases[name].find("system-out") is not None for name in noted)
+    assert int(root.get("failures", 0)) == sum(case.find("failure") is not None for case in cases.values())
+    assert int(root.get("tests", 0)) == len(cases)
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

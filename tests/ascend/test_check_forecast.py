@@ -254,7 +254,12 @@ def test_a_card_that_is_too_small_fails(mlp: Path, capsys: pytest.CaptureFixture
     assert run("check", mlp, "--target", "Ascend310P3", "--gears", "n=4", "--device-memory", "1GiB", "--quiet") == 0
     assert run("check", mlp, "--target", "Ascend310P3", "--device-memory", "much") == 2
     verdict = porting.check(mlp, "Ascend310P3")
-    assert any(a["values_of_unknown_size"] for a in verdict.details["memory"]["activations"].values())
+    left_out = verdict.details["memory"]["values_left_out"]
+    assert left_out and any(a["values_of_unknown_size"] == left_out for a in verdict.details["memory"]["activations"].values())
+    open_sizes = porting.check(mlp, "Ascend310P3", device_memory=2**30).checks[-1]
+    assert f"{left_out} values of unknown size left out" in open_sizes.where and "--gears" in open_sizes.detail
+    closed = porting.check(mlp, "Ascend310P3", gears="n=4", device_memory=2**30)
+    assert closed.details["memory"]["values_left_out"] == 0 and "left out" not in closed.checks[-1].where
 
 
 # --- what rounding alone does to it ---------------------------------------------------------------------------------
