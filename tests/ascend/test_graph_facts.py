@@ -214,6 +214,30 @@ def test_smollm2(smollm2_gguf: Path) -> None:
     assert len(weights) > 200 and all(v.constant is None for v in weights.values() if v.dtype == "float32")
 
 
+def test_outputs_that_a_node_sizes() -> None:
+    """Up to where a shape says all sizes again; a dimension that an input has too is one, what a node makes of numbers is none."""
+
+    def reached(text: str) -> dict[str, tuple[str, ...]]:
+        return {node.op: node.sizes_outputs for node in facts(text).nodes if node.sizes_outputs}
+
+    assert reached("(float[2, 3] x) => (int64[2, n] y) { y = NonZero(x) }") == {"NonZero": ("y",)}
+    assert reached("(float[n, 3] x) => (int64[2, n] y) { y = NonZero(x) }") == {"NonZero": ("y",)}, (
+        "a name that happens to be the same"
+    )
+    assert reached("(float[2, 3] x) => (int64[n, 2] y, float[2, 3] z) { a = NonZero(x) y = Transpose(a) z = Relu(x) }") == {
+        "NonZero": ("y",)
+    }
+    assert not reached("(float[n, 3] x) => (int64[n, 1] y) { a = NonZero(x) y = Custom.Node(a) }")
+    assert not reached("(float[2, 3] x) => (int64[2] y) { a = NonZero(x) y = ReduceMax(a) }")
+    branches = "<then_branch = a () => (int64[2, n] t) {{ {then} }}, else_branch = b () => (int64[2, m] e) {{ e = Shape(x) }}>"
+    inside = branches.format(then="t = NonZero(x)")
+    assert reached(f"(bool c, float[2, 3] x) => (int64[2, k] y) {{ y = If(c) {inside} }}") == {"NonZero": ("y",)}
+    plain = branches.format(then="t = Shape(x)")
+    assert not reached(f"(bool c, float[2, 3] x) => (int64[2, k] y) {{ y = If(c) {plain} }}"), (
+        "shapes that nobody knows are less"
+    )
+
+
 def test_a_text_recogniser() -> None:
     with opened(file("rapidocr-onnxruntime", "**/ch_PP-OCRv4_rec_infer.onnx")) as source:
         found = facts_of(canonical_graph(source).graph)
