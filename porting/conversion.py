@@ -213,7 +213,7 @@ def convert(
         if compilation is not None:
             from porting.ascend.compilation import hand_over
 
-            hand_over(made, compilation, compared=False)
+            hand_over(made, compilation, None)
         return made
 
 

@@ -158,7 +158,7 @@ def handed_over(made: Port, compilation: Compilation, verdict: Verdict) -> str:
 
     if verdict.verdict != "pass":
         return f"no hand-off: the verdict is {verdict.verdict!r}, and nothing is compiled from that"
-    folder = hand_over(made, compilation, compared=True)
+    folder = hand_over(made, compilation, verdict)
     return compilation.no_handoff() if folder is None else str(folder.relative_to(made.path))
 
 

@@ -20,6 +20,7 @@ from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
 from porting.ascend.graph_facts import external_keys_of
 from porting.ascend.handoff import NOT_COMPARED, write_handoff
+from porting.ascend.handoff_contents import contents_of
 from porting.ascend.image_inputs import CONFIG, KEY, ImageInputs, image_inputs
 from porting.ascend.language_gears import KEPT, language_gears
 from porting.ascend.preprocessing import ImageInput
@@ -35,7 +36,7 @@ from porting.port_folder import Port
 from porting.port_writer import specs_of
 from porting.targets import Target
 from porting.types import Graph, is_graph
-from porting.verdict import printable
+from porting.verdict import Verdict, printable
 
 HOST_CPUS = ("aarch64", "x86_64")
 
@@ -207,14 +208,15 @@ def _canonical_again(canonical: Canonical) -> Canonical:
 # --- the hand-off -------------------------------------------------------------------------------------------------
 
 
-def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | None:
+def hand_over(port: Port, compilation: Compilation, verdict: Verdict | None) -> Path | None:
     """Write `targets/SOC-CANN-HOST/` into a port; None where no shapes were named. Of W8A8 it holds the vendor's graph.
 
-    compared: whether the graph was compared with its source
-    raises:   UsageError, PortError
+    verdict: of the comparison of the graph with its source; None where there was none
+    raises:  UsageError, PortError
     """
     if compilation.gears is None:
         return None
+    compared = verdict is not None
     result, gears, images = compilation.judged, compilation.gears, compilation.images
     command = atc_command(
         result.soc,
@@ -247,9 +249,9 @@ def hand_over(port: Port, compilation: Compilation, compared: bool) -> Path | No
         )
     rules = [f.rule.id for f in (*result.mended, *result.noted)]
     files = {**compilation.side_files, **({CONFIG: images.config} if images is not None else {})}
+    contents = contents_of(port, gears, images, result.noted, verdict)
+    said: dict[str, Any] = {"side_files": files, "cann": result.cann, "rules": rules, "notes": notes, "contents": contents}
     if compilation.integers is None:
-        return write_handoff(port.path, command, side_files=files, cann=result.cann, rules=rules, notes=notes)
+        return write_handoff(port.path, command, **said)
     with deploy_file(compilation.integers.deploy) as model:
-        return write_handoff(
-            port.path, command, model=model, side_files=files, cann=result.cann, quantised=True, rules=rules, notes=notes
-        )
+        return write_handoff(port.path, command, model=model, quantised=True, **said)

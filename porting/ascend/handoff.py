@@ -2,7 +2,7 @@
 
     targets/SOC-CANN-HOST/   model.onnx  weights/  the command's files   what is compiled
                              atc.txt     the command      build.sh   runs it      README.txt   what to type
-                             handoff.json   SoC, release, command, every file with size and sha256, rules cited, notes
+                             handoff.json   SoC, release, command, every file with size and sha256, rules cited, notes, inputs, outputs, gears, evidence
     after build.sh ran       model.om (or model_linux_aarch64.om)  model.om.sha256  atc.log; `finish_handoff` records them
 
 Equal ports give equal bytes. No path leaves the folder. Nothing here ran on hardware.
@@ -20,14 +20,16 @@ from typing import Any
 
 import porting
 from porting.ascend.atc_command import MODEL, OUTPUT, AtcCommand, parse_arguments
+from porting.ascend.handoff_contents import CONTENTS, Contents, require_contents
 from porting.ascend.handoff_graph import place_graph
+from porting.ascend.handoff_readme import readme
 from porting.ascend.soc import Soc, find_cann, find_soc, soc_in
 from porting.checked_json import integer, object_with, table
 from porting.errors import InputError, PortError, UsageError
 from porting.port_folder import require_inside, sha256_of
 from porting.port_staging import os_errors, write_synced
 
-SCHEMA = "porting.handoff/1"
+SCHEMA = "porting.handoff/2"
 TARGETS, MANIFEST = "targets", "handoff.json"
 BUILD, COMMAND, README = "build.sh", "atc.txt", "README.txt"
 LOG, HASHES = "atc.log", "model.om.sha256"
@@ -36,7 +38,18 @@ ANY_CANN = "any"
 NOT_COMPARED = "this graph was not compared with its source: `porting validate PORT --against SOURCE` does that"
 MAX_MANIFEST_BYTES = 16 << 20
 LARGEST_FILE = 1 << 62
-KEYS = ("schema", "soc", "family", "cann", "host_cpu", "quantised", "command", "files", "rules", "notes", "tools", "build")
+OWN_FILES = {  # what every hand-off has -> what it is, for README.txt
+    MODEL: "the graph that is compiled, as it was compared on the CPU",
+    "weights/": "its numbers",
+    COMMAND: "the command",
+    BUILD: "runs it in CANN's own environment",
+    MANIFEST: "the same for programs: SoC, command, inputs, outputs, gears, what was shown, every other file with its hash",
+    README: "this",
+}
+KEYS = (
+    *("schema", "soc", "family", "cann", "host_cpu", "quantised", "command", "files", "rules", "notes", "tools", "build"),
+    *CONTENTS,
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ def write_handoff(
     quantised: bool = False,
     rules: Sequence[str] = (),
     notes: Sequence[str] = (),
+    contents: Contents | None = None,
     force: bool = False,
 ) -> Path:
     """Make `targets/SOC-CANN-HOST/` inside a port, whole or not at all.
@@ -96,6 +110,7 @@ def write_handoff(
     cann:       the release that it is for; None: any
     rules:      ids of the rules that the graph was judged by and changed for
     notes:      what whoever runs it should be told
+    contents:   what the compiled model takes and gives, where it came from, and what was shown of it
     raises:     UsageError (it is there already and not `force`, the command does not fit the files), PortError (the graph)
     """
     side = dict(side_files or {})
@@ -112,16 +127,18 @@ def write_handoff(
         partial.mkdir()
         try:
             names = place_graph(model or port / MODEL, partial)
+            about = contents or Contents()
+            own = {name: text for name, text in OWN_FILES.items() if name != "weights/" or any("/" in name for name in names)}
             texts = {
                 COMMAND: command.text(),
                 BUILD: build_script(command),
-                README: _readme(command, release, notes),
+                README: readme(command, release, [*names, *side], about, notes, BUILD, own),
             }
             for name, content in {**side, **{n: t.encode("utf-8") for n, t in texts.items()}}.items():
                 (partial / name).write_bytes(content)
             (partial / BUILD).chmod(0o755)
             entries = [_entry(partial, name) for name in sorted([*names, *side, *texts])]
-            manifest = _manifest(command, soc, release, entries, quantised, rules, notes)
+            manifest = {**_manifest(command, soc, release, entries, quantised, rules, notes), **about.to_json()}
             write_synced(partial / MANIFEST, _bytes(manifest))
             _remove(folder)
             partial.rename(folder)
@@ -140,7 +157,7 @@ def _manifest(
     rules: Sequence[str],
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """handoff.json before a build. No times in it."""
+    """handoff.json before a build, without `Contents`. No times in it."""
     return {
         "schema": SCHEMA,
         "soc": soc.name,
@@ -176,40 +193,6 @@ def build_script(command: AtcCommand) -> str:
     """build.sh for a command."""
     template = (Path(__file__).parent / "data" / "build.sh").read_text(encoding="utf-8")
     return template.replace("@SOC@", str(command.value("soc_version"))).replace("@COMMAND@", command.text().rstrip("\n"))
-
-
-def _readme(command: AtcCommand, cann: str | None, notes: Sequence[str]) -> str:
-    soc, host = command.value("soc_version"), command.host_cpu
-    where = "the machine that build.sh runs on" if host == "any" else f"a machine with {host}"
-    release = (
-        f"CANN {cann}"
-        if cann
-        else "CANN; which release was not said, so the rules of all that are known were held against the graph"
-    )
-    lines = [
-        f"A graph for {soc}, to be compiled by atc of {release}. The compiled model is for {where}.",
-        "It was judged against documents and sources of the vendor. It was never compiled and never run on hardware.",
-        "",
-        "What it takes: a Linux machine with the CANN toolkit and, from CANN 8.5 on, the ops package for this chip. No NPU.",
-        "",
-        "    bash build.sh                                    in this folder; all of it may be copied anywhere first",
-        "    ASCEND_HOME_PATH=/where/cann/is bash build.sh    when CANN lies in no usual place",
-        "    CANN_PYTHON=/folder/with/python3 bash build.sh   when CANN was installed for another Python than the first on PATH",
-        "",
-        "It leaves model.om (or model_linux_aarch64.om and the like), model.om.sha256 and atc.log. When it fails:",
-        "",
-        "    porting explain atc.log                          what the codes in it mean; --lang zh for Chinese",
-        "",
-        "Where the port lies, `porting compile PORT` does the same and records the result; after this folder was copied back",
-        "with a model.om in it, `porting compile PORT --record` records that.",
-        "",
-        "The command, word for word (atc.txt):",
-        "",
-        *(f"    {line}" for line in command.text().splitlines()),
-    ]
-    if notes:
-        lines += ["", "To be known:", "", *(f"  - {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
 
 
 # --- read ---------------------------------------------------------------------------------------------------------
@@ -250,6 +233,7 @@ def _checked(manifest: Mapping[str, Any]) -> AtcCommand:
     """raises: InputError, UsageError, PortError"""
     if manifest["schema"] != SCHEMA:
         raise InputError(f"expected schema {SCHEMA}", where=MANIFEST)
+    require_contents(manifest, MANIFEST)
     arguments = manifest["command"]
     if not isinstance(arguments, list) or not all(isinstance(a, str) for a in arguments) or len(arguments) > 1000:
         raise InputError("the command is no list of texts", where=MANIFEST)

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import porting
+from porting.ascend.gear_requests import Request
 from porting.ascend.handoff import (
     HASHES,
     KEYS,
@@ -80,7 +81,7 @@ def test_the_folder_holds_all_that_the_command_names(made: Path) -> None:
         "handoff.json",
     }
     manifest = json.loads((folder / MANIFEST).read_text())
-    assert manifest.keys() == set(KEYS) and manifest["schema"] == "porting.handoff/1" and manifest["build"] is None
+    assert manifest.keys() == set(KEYS) and manifest["schema"] == "porting.handoff/2" and manifest["build"] is None
     assert {e["path"] for e in manifest["files"]} == files - {MANIFEST}
     assert (manifest["soc"], manifest["cann"], manifest["host_cpu"], manifest["rules"]) == (
         "Ascend310P3",
@@ -407,3 +408,46 @@ def test_a_port_without_hand_offs_has_none(tmp_path: Path) -> None:
     (port / "targets" / "x").mkdir()
     with pytest.raises(PortError, match="no hand-off"):
         handoffs_of(port)
+
+
+def test_what_the_compiled_model_takes_and_what_was_shown_is_in_the_folder(tmp_path: Path) -> None:
+    """Whoever holds only the folder can feed the model: inputs, outputs, state, gears; and a second port writes the same bytes."""
+    net = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x, float[1, 4] h) => (float[N, 4] y, float[1, 4] hn) {y = Add(x, h) hn = Tanh(h)}'
+    source = tmp_path / "net.onnx"
+    source.write_bytes(onnx.parser.parse_model(net).SerializeToString())
+    handoffs = []
+    for name in ("a.port", "b.port"):
+        verdict = porting.port(
+            source, tmp_path / name, "Ascend910B3", gears=Request(batch="2,4"), cann="8.5.0", state={"h": "hn"}
+        )
+        assert verdict.verdict == "pass"
+        handoffs += handoffs_of(tmp_path / name)
+    first, second = handoffs
+    assert (first.path / MANIFEST).read_bytes() == (second.path / MANIFEST).read_bytes()
+    interface, evidence = first.manifest["interface"], first.manifest["evidence"]
+    assert [one["name"] for one in interface["inputs"]] == ["x", "h"] and interface["inputs"][0]["dtype"] == "float32"
+    assert [(pair["input"], pair["output"]) for pair in interface["state"]["pairs"]] == [("h", "hn")]
+    assert interface["gears"] == {"kind": "dynamic_batch_size", "shapes": [{"x": [n, 4], "h": [1, 4]} for n in (2, 4)]}
+    assert (evidence["level"], evidence["verdict"], evidence["reference"]) == ("static", "pass", "upstream")
+    gears = [check for check in evidence["checks"] if check["name"].startswith("gear ") and "[2, 4]" in check["name"]]
+    assert gears and all(check["verdict"] == "pass" and check["value"] <= check["bound"] for check in gears)
+    assert first.manifest["source"]["files"][0]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    told = (first.path / "README.txt").read_text(encoding="utf-8")
+    for expected in (
+        "input  x: float32[",
+        "start with zeros, then feed hn of the run before",
+        "x [2, 4]",
+        "x [4, 4]",
+        "level: static",
+        "precision_mode_v2=origin",
+    ):
+        assert expected in told, expected
+
+
+@pytest.mark.parametrize("broken", [{"interface": []}, {"evidence": "all of it"}, {"interface": {"inputs": []}}])
+def test_contents_that_are_no_objects_are_refused(port: Path, broken: dict[str, object]) -> None:
+    folder = write_handoff(port, command(), side_files=SIDE, force=True)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, **broken}))
+    with pytest.raises(PortError, match=next(iter(broken))):
+        open_handoff(folder)
