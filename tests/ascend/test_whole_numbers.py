@@ -19,6 +19,7 @@ from tests.overflowing_models import program
 
 CASES = {
     "a division": ("a = Cast<to = 1>(i) q = Div(a, k) f = Floor(q) y = Cast<to = 7>(f)", ["a", "q", "f", "y"]),
+    "by a computed constant": ("n = Neg(k) a = Cast<to = 1>(i) q = Div(a, n) y = Cast<to = 7>(q)", ["a", "q", "y"]),
     "in double": ("a = Cast<to = 11>(i) f = Sqrt(a) y = Cast<to = 7>(f)", ["a", "f", "y"]),
     "moved about": ("a = Cast<to = 1>(i) r = Neg(a) s = Identity(r) t = Abs(s) y = Cast<to = 7>(t)", ["a", "r", "t", "y"]),
     "a comparison": ("a = Cast<to = 1>(i) c = Less(a, k) y = Cast<to = 7>(c)", ["a", "c"]),
@@ -115,6 +116,13 @@ def test_a_division_in_a_body_does_not_pass(which: str) -> None:
     proto, feeds = in_a_body(which)
     found = forecast(program(proto), feeds, soc=find_soc("Ascend310P3"))
     assert all(output.holds for output in found.outputs) and len(found.inexact) == 4 and not found.passes
+
+
+def test_cases_that_take_different_branches_are_looked_at_together() -> None:
+    proto, feeds = in_a_body("branch")
+    cases = [{**feeds, "times": np.array(0)}, feeds]
+    for order in (cases, cases[::-1]):
+        assert len(forecast(program(proto), order, soc=find_soc("Ascend310P3")).inexact) == 4
 
 
 def test_a_division_that_no_file_can_name_blocks_with_its_rule(tmp_path: Path) -> None:
