@@ -133,15 +133,21 @@ def explain_code(code: str, lang: str = "en") -> Explanation:
     if entry is None:
         module = _series(word, lang)
         said = f"its series is that of: {module}; " if module and looks_like_code(word) else ""
-        choices = [*known_codes(), *_constants()]
-        close = nearest(word, choices).partition(" known:")[0] if len(word) < 100 else ""
-        said += f"{close} " if close.startswith("did") else ""
+        said += _perhaps_meant(word)
         raise UsageError(
             f"code {printable(code, 80)!r} is in no table that was read",
             where="porting explain",
             next=f"{said}give the log itself, which is read line by line",
         )
     return _explained(word, entry, lang)
+
+
+def _perhaps_meant(word: str) -> str:
+    """A constant is spelled wrongly; a number is another number: what lies near one means something else."""
+    if not word.startswith("ACL_") or len(word) >= 100:
+        return ""
+    close = nearest(word, list(_constants())).partition(" known:")[0]
+    return f"{close} " if close.startswith("did") else ""
 
 
 def explain_log(log: Path | BinaryIO, lang: str = "en", source: str = "") -> LogReport:

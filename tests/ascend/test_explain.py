@@ -312,3 +312,16 @@ def test_text_of_every_code_is_whole() -> None:
         for lang in ("en", "zh"):
             text = explanation_text(explain_code(code, lang), lang)
             assert text.count("\n") == 4 and LABELS[lang]["cause"] in text
+
+
+@pytest.mark.parametrize("code", ["561002", "107999", "E99998", "W19999"])
+def test_a_code_that_is_in_no_table_is_not_taken_for_its_neighbour(code: str) -> None:
+    """What 561002 means is not what W11002 means: only its series is told."""
+    with pytest.raises(UsageError, match="is in no table") as raised:
+        explain_code(code)
+    assert "did you mean" not in str(raised.value)
+
+
+def test_a_constant_that_is_spelled_wrongly_is_told() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'ACL_ERROR_RT_CONTEXT_NULL'"):
+        explain_code("ACL_ERROR_RT_CONTEXTNULL")
