@@ -265,9 +265,18 @@ def _unwrap(reply: tuple, device: str) -> Any:
 
 # --- the child's side -----------------------------------------------------------------------------------------------
 
+_serving = False
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker: it serves one session, and its current folder and its environment are nobody else's."""
+    return _serving
+
 
 def main(socket_fd: int, feeds_fd: int, outputs_fd: int, *, parent: int) -> None:
     """Serve one backend session until the parent closes the socket."""
+    global _serving
+    _serving = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a vendor library prints must not end up in the parent's result
     connection = Connection(socket_fd)

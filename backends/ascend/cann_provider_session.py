@@ -1,0 +1,173 @@
+"""A session of the CANN provider: scalars in as one number, what was compiled kept, and the vendor's codes in words.
+
+The provider's exceptions name the call that failed and no code. That stands in a line which it prints to stderr, and the reason in what CANN
+remembers for the thread (aclGetRecentErrMsg): both are read where a call fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from porting.ascend.explanations import Explanation, codes_of_line, explain_code
+from porting.backends.ascend.cann_provider_cache import CompiledModels
+from porting.backends.ascend.cann_provider_graph import Prepared
+from porting.backends.onnxruntime import OrtSession
+from porting.errors import OutOfResources, PortingError, RuntimeFailed, UsageError
+from porting.types import State
+from porting.verdict import printable
+
+# "CANN failure 507011: text ; NPU=0 ; hostname=... ; expr=aclmdlExecuteAsync(...)"; onnxruntime, core/providers/cann/cann_call.cc
+_FAILURE = re.compile(r"CANN failure (\d+): (.*?) ; NPU=.*?expr=(\w+(?:::\w+)*)", re.DOTALL)
+_ARENA = re.compile(r"Available memory of \d+ is smaller than requested bytes of \d+")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_OUT_OF_DEVICE_MEMORY = frozenset({"200000", "207001", "207018"})
+_SHOWN = 500  # characters of what the vendor said
+
+
+class CannSession:
+    """OrtSession over the provider. For one thread at a time, as a worker serves it: stderr is the process's."""
+
+    def __init__(
+        self,
+        runtime: Any,
+        session: Any,
+        graph: Prepared,
+        placement: Mapping[str, str],
+        device: str,
+        index: int,
+        models: CompiledModels,
+        on_close: Callable[[], None],
+    ) -> None:
+        """
+        models:   open; closed with this session
+        on_close: called once
+        """
+        self.placement = placement
+        self._device, self._models, self._on_close = device, models, on_close
+        self._scalars = graph.scalars
+        self._inner: OrtSession | None = OrtSession(runtime, session, graph.program, placement, device, "cann", index)
+        self._seen: set[tuple] = set()
+        self._heard = tempfile.TemporaryFile()  # noqa: SIM115: open as long as the session
+
+    def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
+        with self._explaining():
+            return self._require_open().new_state(capacity, batch, grown_from)
+
+    def read_state(self, state: State) -> dict[str, np.ndarray]:
+        with self._explaining():
+            return self._require_open().read_state(state)
+
+    def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
+        shapes = tuple((name, array.shape) for name, array in feeds.items())
+        if self._scalars:
+            feeds = {name: array.reshape(1) if name in self._scalars else array for name, array in feeds.items()}
+        with self._explaining():
+            outputs = self._require_open().run(feeds, state)
+        if shapes not in self._seen:  # the run compiled a model
+            self._seen.add(shapes)
+            self._models.keep()
+        return outputs
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+            self._models.close()
+            self._heard.close()
+            self._on_close()
+
+    def _require_open(self) -> OrtSession:
+        if self._inner is None:
+            raise UsageError("the session is closed")
+        return self._inner
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Hear what is printed to stderr, and explain an error by it; where nothing fails it is passed on."""
+        if self._heard.closed:
+            raise UsageError("the session is closed")
+        kept = os.dup(2)
+        os.dup2(self._heard.fileno(), 2)
+        failed: PortingError | None = None
+        try:
+            yield
+        except PortingError as error:
+            failed = error
+        finally:
+            os.dup2(kept, 2)
+            text = self._rewound()
+            if failed is None and text:
+                os.write(kept, text.encode())
+            os.close(kept)
+        if failed is not None:
+            raise explained(failed, f"{text}\n{recent_message()}", self._device) from failed
+
+    def _rewound(self) -> str:
+        size = os.lseek(self._heard.fileno(), 0, os.SEEK_CUR)
+        if not size:
+            return ""
+        text = os.pread(self._heard.fileno(), size, 0).decode(errors="replace")
+        os.lseek(self._heard.fileno(), 0, os.SEEK_SET)
+        return text
+
+
+def recent_message() -> str:
+    """What CANN says of the last error in this thread, which forgets it by that. "" where there is nothing, or no such function."""
+    try:
+        library = ctypes.CDLL("libascendcl.so")
+        library.aclGetRecentErrMsg.restype = ctypes.c_char_p
+        return (library.aclGetRecentErrMsg() or b"").decode(errors="replace")
+    except (OSError, AttributeError):
+        return ""
+
+
+def explained(error: PortingError, heard: str, device: str) -> PortingError:
+    """An error of the provider with the vendor's codes, what they mean and what to do."""
+    heard = _COLOURS.sub("", heard)
+    failures = _FAILURE.findall(heard)
+    codes = list(dict.fromkeys(code for line in (*heard.splitlines(), error.what) for code in codes_of_line(line)))
+    codes += [number for number, _, _ in failures if number not in codes]
+    known = [found for found in map(_meaning, codes) if found is not None]
+    if _ARENA.search(error.what):
+        return OutOfResources(
+            f"the arena of device memory is full: {error.what}",
+            where=error.where,
+            next="raise memory_limit=, or use smaller gears",
+        )
+    if not codes:
+        return error
+    first = next((one for one in known if one.kind not in ("generic", "note", "warning")), known[0] if known else None)
+    said = " | ".join(dict.fromkeys(_told(heard)))
+    calls = ", ".join(dict.fromkeys(f"{call} gives {number}" for number, _, call in failures))
+    what = "; ".join(filter(None, (calls, f"CANN says: {printable(said, _SHOWN)}" if said else "")))
+    if first is None:
+        return type(error)(f"{error.what}: {what}", where=error.where, next=f"`porting explain {codes[0]}`")
+    kind = OutOfResources if _OUT_OF_DEVICE_MEMORY & set(codes) else RuntimeFailed
+    return kind(
+        f"{first.code}: {first.means} ({first.means_status}); {what}", where=error.where or f"run on {device}", next=first.do
+    )
+
+
+def _told(heard: str) -> Iterator[str]:
+    """Lines that carry a code, without the frame that onnxruntime puts around its own."""
+    for line in heard.splitlines():
+        framed = _FAILURE.search(line)
+        text = framed[2] if framed else line
+        if (codes_of_line(text) or framed) and text.strip():
+            yield text.strip()
+
+
+def _meaning(code: str) -> Explanation | None:
+    try:
+        return explain_code(code)
+    except PortingError:  # in no table
+        return None
