@@ -1,0 +1,119 @@
+"""The inputs and outputs of a program, found in a compiled model by name, their dtypes and sizes held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from porting.backends.ascend.om_model import OmModel, Tensor
+from porting.dtypes import dtype_of, is_array
+from porting.errors import InputError, PortError
+from porting.types import Program, TensorSpec
+from porting.verdict import printable
+
+HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
+LONGEST_NAME = 127  # characters; longer names are replaced when a model is compiled
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An input or output of the program, and what it is in the model.
+
+    place: in the model's order
+    spec:  of the program
+    """
+
+    place: int
+    spec: TensorSpec
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of the program."""
+        return np.dtype(dtype_of(self.spec.dtype))
+
+    def for_model(self, array: np.ndarray) -> np.ndarray:
+        """What is fed, in the model's dtype. raises: InputError for a number that fp16 does not hold"""
+        if array.dtype == self.tensor.dtype:
+            return array
+        with np.errstate(over="ignore"):
+            made = array.astype(self.tensor.dtype)
+        if np.isinf(made).sum() != np.isinf(array).sum():
+            largest = np.abs(array[np.isfinite(array)]).max()
+            raise InputError(
+                f"input {self.spec.name!r} goes up to {largest:.6g}, and the model was compiled to take it in fp16: at most 65504",
+                where="session.run",
+                next="scale it, or compile without --input_fp16_nodes",
+            )
+        return made
+
+
+def bind(program: Program, model: OmModel, pixels: Collection[str]) -> tuple[list[Bound], list[Bound]]:
+    """Inputs and outputs, in the model's order.
+
+    pixels: inputs that AIPP makes, whose shapes are not the model's
+    raises: PortError for a model that is not this program's
+    """
+    inputs = _bound("input", program.inputs, model.inputs, str(model.path))
+    outputs = _bound("output", program.outputs, model.outputs, str(model.path))
+    for one in inputs:
+        if one.spec.name not in pixels:
+            _require_shape("input", one, str(model.path))
+    for one in outputs:
+        _require_shape("output", one, str(model.path))
+    return inputs, outputs
+
+
+def _bound(kind: str, specs: Sequence[TensorSpec], tensors: Sequence[Tensor], where: str) -> list[Bound]:
+    for spec in specs:
+        if not is_array(spec.dtype):
+            raise PortError(f"{kind} {spec} is no array of numbers, and a compiled model takes nothing else", where=where)
+    found = {spec.name: _place(spec.name, [tensor.name for tensor in tensors]) for spec in specs}
+    if kind == "output" and len(specs) == len(tensors) and not any(place is not None for place in found.values()):
+        found = {
+            spec.name: place for place, spec in enumerate(specs)
+        }  # atc may name outputs after nodes; their order it keeps (inferred)
+    missing = [str(spec) for spec in specs if found[spec.name] is None]
+    unknown = [str(tensor) for place, tensor in enumerate(tensors) if place not in found.values()]
+    if missing or unknown or len(set(found.values())) != len(specs):
+        theirs = ", ".join(map(str, tensors)) or "none"
+        raise PortError(
+            f"the compiled model is not this program's: {kind}s {', '.join(missing) or 'none'} are missing in it, "
+            f"{', '.join(unknown) or 'none'} of it are unknown",
+            where=f"{where} has {theirs}",
+            next="compile the hand-off of this port again, or give the .om that was made from it",
+        )
+    bound = [Bound(place, spec, tensors[place]) for spec in specs if (place := found[spec.name]) is not None]
+    for one in bound:
+        if one.dtype != one.tensor.dtype and {one.dtype, one.tensor.dtype} != {HALF, SINGLE}:
+            raise _misfit(kind, one, where)
+    return sorted(bound, key=lambda one: one.place)
+
+
+def _place(name: str, names: Sequence[str]) -> int | None:
+    """Where a name stands in a model. atc writes an output as node:index:name."""
+    for place, theirs in enumerate(names):
+        if theirs == name or theirs == name[:LONGEST_NAME] or theirs.endswith(f":{name}"):
+            return place
+    return None
+
+
+def _require_shape(kind: str, one: Bound, where: str) -> None:
+    dims = one.tensor.dims
+    if len(dims) != len(one.spec.shape) or any(
+        isinstance(size, int) and dim not in (-1, size) for size, dim in zip(one.spec.shape, dims, strict=True)
+    ):
+        raise _misfit(kind, one, where)
+
+
+def _misfit(kind: str, one: Bound, where: str) -> PortError:
+    takes_pixels = kind == "input" and one.tensor.dtype == np.uint8 and one.dtype.kind == "f"
+    hint = "it takes pixels: run the program of pixels (porting.backends.ascend.om_images.program_of_pixels)"
+    return PortError(
+        f"{kind} {printable(one.spec.name, 80)!r} of the program is {one.spec.dtype}{list(one.spec.shape)}, and of the compiled model "
+        f"{one.tensor.dtype.name}{list(one.tensor.dims)}",
+        where=where,
+        next=hint if takes_pixels else "compile the hand-off of this port again",
+    )
