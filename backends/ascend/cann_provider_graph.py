@@ -28,7 +28,23 @@ OPSETS = (8, 18)  # below the provider hands nothing to CANN, above CANN's parse
 # what a protobuf message may hold, less room for the names and shapes that the provider adds
 MOST_BYTES = 2**31 - 2**24
 # dtypes of inputs and outputs that have an aclDataType and a way through the provider; bfloat16 only without state
-DTYPES = frozenset("float32 float16 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
+DTYPES = frozenset(
+    [
+        "float32",
+        "float16",
+        "float64",
+        "bfloat16",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    ]
+)
 NO_BRANCHES = (
     "the provider compiles its branches apart, and what is left of it for CANN cannot be loaded (measured with onnxruntime-cann 1.24.4); "
     "route=om, or a graph with the branch settled"

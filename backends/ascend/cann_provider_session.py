@@ -55,7 +55,8 @@ class CannSession:
         self._scalars = graph.scalars
         self._inner: OrtSession | None = OrtSession(runtime, session, graph.program, placement, device, "cann", index)
         self._seen: set[tuple] = set()
-        self._heard = tempfile.TemporaryFile()  # noqa: SIM115: open as long as the session
+        # open as long as the session
+        self._heard = tempfile.TemporaryFile()  # noqa: SIM115
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
         with self._explaining():
