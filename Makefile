@@ -10,6 +10,8 @@
 PYTHON ?= python3
 QUESTION ?= What is the capital of France?
 ARGS ?=
+# tests that run at once
+JOBS ?= 2
 
 DEMO := .venv-demo
 TEST := .venv-test
@@ -33,7 +35,7 @@ demo: $(DEMO)/installed $(MODEL)
 ifeq ($(strip $(ARGS)),)
 test: check
 	@echo "== tests; those marked 'device' need an accelerator and are not run: $(TEST)/bin/python -m pytest -m device"
-	@$(TEST)/bin/python -m pytest -m "not device"
+	@$(TEST)/bin/python -m pytest -m "not device" -n $(JOBS) --dist worksteal
 else
 test: $(TEST)/installed
 	@$(TEST)/bin/python -m pytest $(ARGS)

@@ -17,6 +17,7 @@ GGUF = ["gguf"]
 CPU = ["onnxruntime>=1.28"]
 TEST = [
     "pytest",
+    "pytest-xdist",
     "hypothesis",
     "ruff",
     "mypy",

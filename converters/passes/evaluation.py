@@ -68,6 +68,7 @@ FLOATS = (
     np.dtype(np.float64),
 )  # of half numbers runtimes compute a chain in float32 and round at its end
 HALF = np.dtype(np.float16)
+LARGEST_WHOLE_DOUBLE = 2**53  # up to here a double holds every integer
 
 
 def is_exact(node: ir.Node, inputs: Sequence[np.ndarray | None]) -> bool:
@@ -94,8 +95,10 @@ def is_exact(node: ir.Node, inputs: Sequence[np.ndarray | None]) -> bool:
         return dtypes <= {*INTEGERS, *FLOATS, HALF, np.dtype(np.bool_)}
     if dtypes <= set(INTEGERS) and kind in INTEGER:
         if kind in ("ReduceProd", "ReduceSum"):  # what is too large wraps around here and not there
-            largest = np.abs(given[0].astype(np.float64))
-            return bool((np.prod(largest) if kind == "ReduceProd" else np.sum(largest)) < np.iinfo(given[0].dtype).max)
+            largest, limit = np.abs(given[0].astype(np.float64)), np.iinfo(given[0].dtype).max
+            if kind == "ReduceProd":  # there in double
+                return bool(np.prod(largest) < min(limit, LARGEST_WHOLE_DOUBLE))
+            return bool(np.sum(largest) < limit)
         return kind not in ("Div", "Mod") or bool(np.all(given[1] != 0))
     return dtypes <= set(FLOATS) and kind in ROUNDED
 

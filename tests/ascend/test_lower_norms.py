@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from porting.converters.passes.ascend.group_normalization import group_normalization
@@ -78,6 +78,7 @@ def test_layer_normalization_below_its_opset(outer: list[int], size: int, bias: 
     st.booleans(),
     st.integers(0, 99),
 )
+@example(batch=1, groups=1, each=1, rest=[2], free=False, seed=72)
 @settings(max_examples=30, deadline=None)
 def test_group_normalization(batch: int, groups: int, each: int, rest: list[int], free: bool, seed: int) -> None:
     """Per channel from opset 21 on."""
@@ -85,7 +86,12 @@ def test_group_normalization(batch: int, groups: int, each: int, rest: list[int]
     dims = ", ".join(["N" if free else str(batch), *map(str, shape[1:-1]), "W" if free else str(shape[-1])])
     text = f"(float[{dims}] x) => (float y) {{ y = GroupNormalization<num_groups = {groups}, epsilon = 0.001>(x, s, b) }}"
     graph = read(text, 21, s=numbers(seed, shape[1]), b=numbers(seed + 1, shape[1]))
-    lowered = require_lowered(group_normalization, graph, {"x": numbers(seed + 2, *shape, shift=0.5)}, BOUND)
+    x = numbers(seed + 2, *shape, shift=0.5)
+    grouped = x.reshape(batch * groups, -1).astype(np.float64)
+    lost = np.abs(grouped).max(1) / np.sqrt(
+        grouped.var(1) + 0.001
+    )  # digits that go with the mean, where a group's numbers lie near each other
+    lowered = require_lowered(group_normalization, graph, {"x": x}, BOUND * max(1.0, lost.max()))
     assert kinds(lowered)["InstanceNormalization"] == 1
 
 
