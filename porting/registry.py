@@ -16,6 +16,8 @@ BACKENDS = {
     "null": "porting.backends.null:NullBackend",
     "cpu": "porting.backends.cpu:CpuBackend",
     "cuda": "porting.backends.cuda:CudaBackend",
+    "ascend": "porting.backends.ascend.backend:AscendBackend",
+    "ascend-sim": "porting.backends.ascend_sim:AscendSimBackend",
 }
 BACKEND_GROUP = "porting.backends"
 

@@ -142,10 +142,11 @@ class _StateHandle:
 class WorkerSession:
     """A BackendSession whose backend runs in a child process. One call at a time; further threads wait.
 
-    raises: what the backend raises, as the same class; RuntimeFailed when the child dies
+    environment: variables that the child has beside those of this process, or in their place
+    raises:      what the backend raises, as the same class; RuntimeFailed when the child dies
     """
 
-    def __init__(self, device: Device, program: Program) -> None:
+    def __init__(self, device: Device, program: Program, environment: Mapping[str, str] | None = None) -> None:
         if os.name != "posix":
             raise DeviceUnavailable("process=worker needs Linux or macOS", where=f"device {device}")
         self._device = device
@@ -155,7 +156,8 @@ class WorkerSession:
         ours, theirs = socket.socketpair()
         fds = [theirs.fileno(), self._feeds.fd, self._outputs.fd]
         code = f"import sys; sys.path[:] = {sys.path!r}; from porting.worker import main; main(*{fds!r}, parent={os.getpid()})"
-        self._child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=fds)
+        variables = {**os.environ, **(environment or {})}
+        self._child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=fds, env=variables)
         theirs.close()
         self._connection = Connection(ours.detach())
         self._closed = False

@@ -209,14 +209,14 @@ def _found() -> str:
             raise DeviceUnavailable(what, where=home, next=f"install the toolkit (or nnrt) again, or {SOURCE_ENV}")
         return str(path)
     searched = list(_folders())
-    path = next((folder / LIBRARY for folder in searched if (folder / LIBRARY).exists()), None)
-    if path is None:
+    found = [folder / LIBRARY for folder in searched if (folder / LIBRARY).exists()]
+    if not found:
         raise DeviceUnavailable(
             f"CANN is not installed: {LIBRARY} was not found",
             where=f"{HOME} is not set; searched {len(searched)} folders of LD_LIBRARY_PATH and /usr/local/Ascend",
             next=f"{SOURCE_ENV}; without an NPU, --device ascend-sim rehearses on the CPU",
         )
-    return str(path)
+    return str(found[0])
 
 
 def _folders() -> Iterator[Path]:
