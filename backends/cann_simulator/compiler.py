@@ -1,0 +1,407 @@
+"""The simulated compiler: an ONNX model and atc's options become a .om of the simulator, or are refused as the rule base says.
+
+    options -> shapes -> rules: refused? -> what the compiler misreads -> integer layers -> arithmetic of the mode -> sizes of every gear -> .om
+
+Not modelled: fusion, formats of the device, tuning, time. A code that no document gives for a case is marked so (Refused.documented).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from porting.ascend.aipp_text import parse_aipp
+from porting.ascend.checking import stored_precision
+from porting.ascend.graph_facts import GraphFacts, facts_of
+from porting.ascend.rules import Finding, judge
+from porting.ascend.soc import find_soc
+from porting.backends.cann_simulator.aipp_input import image_specs
+from porting.backends.cann_simulator.arithmetic import (
+    JUDGED_AS,
+    exceptions_of,
+    mode_of,
+    with_arithmetic,
+)
+from porting.backends.cann_simulator.integer_layers import has_integer_layers, lower_integer_layers
+from porting.backends.cann_simulator.machine import Gear, IoSpec, Machine, Refused
+from porting.backends.cann_simulator.misread import GUESSED, misread
+from porting.backends.cann_simulator.om_file import Aipp, Arithmetic, OmHeader, write_om
+from porting.backends.cann_simulator.om_graph import (
+    CANNOT_LOAD,
+    OmGraph,
+    Types,
+    forget_shapes,
+    om_graph,
+    output_dims,
+    set_shapes,
+    types_of,
+)
+from porting.backends.cann_simulator.om_types import ACL_TYPES, OUTPUT_TYPES, itemsize_of
+from porting.backends.cann_simulator.options import Shapes, atc_options, files_of, refused, shapes_from
+from porting.backends.cann_simulator.placement import ai_cpu_nodes
+from porting.errors import InputError, PortingError, UsageError
+from porting.types import Graph
+
+CODE_SAID = ("documented", "read in source")  # confidences with which a rule's code is not a guess
+UNKNOWN_CODE = "E19999"
+NAMED = 5  # nodes that a refusal names
+TOO_PRECISE = "a quantised model does not go with origin: neither speed nor precision would be had"
+COMMON_GEAR = "gear"  # name of a dimension that all gears share
+
+
+def compile_onnx(model: bytes, options: Mapping[str, str], machine: Machine, folder: Path | None = None) -> bytes:
+    """
+    model:   a serialised ModelProto
+    options: atc's, or the graph engine's (ge.*)
+    folder:  what the model's external data and the files of the options are relative to; None: a model in memory
+    returns: the .om
+    raises:  Refused
+    """
+    compilation = prepare(om_graph(model, folder), options, machine, folder)
+    require_accepted(compilation.findings)
+    return _finished(compilation)
+
+
+def findings_of(model: bytes, options: Mapping[str, str], machine: Machine, folder: Path | None = None) -> Sequence[Finding]:
+    """What the compiler has to say of a model, nothing compiled (--mode=3). raises: Refused"""
+    return prepare(om_graph(model, folder), options, machine, folder).findings
+
+
+@dataclass(frozen=True, eq=False)
+class Compilation:
+    """A model whose options were read and which was judged."""
+
+    graph: OmGraph
+    options: Mapping[str, str]
+    machine: Machine
+    files: Mapping[str, str]
+    shapes: Shapes
+    mode: tuple[str, str]
+    precision: str
+    findings: Sequence[Finding]
+
+
+def prepare(graph: OmGraph, given: Mapping[str, str], machine: Machine, folder: Path | None) -> Compilation:
+    """raises: Refused for options that do not fit the model"""
+    options = atc_options(given, machine)
+    try:
+        soc = find_soc(options["soc_version"])
+    except UsageError as error:
+        raise refused(error) from error
+    files = files_of(options, folder)
+    mode = mode_of(options)
+    in_memory = folder is None
+    if in_memory:
+        _drop_unused_imports(graph.proto)
+    _cut(graph.proto, options)
+    shapes = shapes_from(options)
+    _set_inputs(graph.proto, shapes)
+    keys = frozenset() if in_memory else _external_keys(graph.proto)
+    facts = replace(_facts(graph.proto), external_keys=keys)
+    precision = _precision(graph.proto, mode[0], facts)
+    return Compilation(
+        graph, options, machine, files, shapes, mode, precision, judge(facts, soc, machine.cann, precision=precision)
+    )
+
+
+def require_accepted(findings: Iterable[Finding]) -> None:
+    """raises: Refused with the code of the first rule that refuses, naming its nodes"""
+    refusing = [f for f in findings if f.rule.effect == "refuses"]
+    if not refusing:
+        return
+    rule = next((f.rule for f in refusing if f.rule.code), refusing[0].rule)
+    nodes = [f for f in refusing if f.rule.id == rule.id]
+    shown = ", ".join(f"{f.node or 'the graph'} ({f.op})" if f.op else "the graph" for f in nodes[:NAMED])
+    more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
+    others = len({f.rule.id for f in refusing}) - 1
+    said = f"; {others} other rules refuse it too" if others else ""
+    text = f"{rule.code or UNKNOWN_CODE}: {shown[:600]}{more}: {rule.says} [{rule.id}]{said}"
+    raise Refused(CANNOT_LOAD, text, rule.code is not None and rule.confidence in CODE_SAID)
+
+
+# --- the way ------------------------------------------------------------------------------------------------------
+
+
+def _finished(made: Compilation) -> bytes:
+    graph, soc = made.graph, find_soc(made.options["soc_version"])
+    nodes = len(graph.proto.graph.node)
+    opset = max((e.version for e in graph.proto.opset_import if e.domain in ("", "ai.onnx")), default=0)
+    ignored = misread(graph, types_of(graph), opset, [f for f in made.findings if f.rule.effect == "wrong"])
+    names = {tensor.name for tensor in graph.proto.graph.initializer}
+    fed = [value for value in graph.proto.graph.input if value.name not in names]
+    in_float = lower_integer_layers(graph) if has_integer_layers(graph.proto) else frozenset()
+    graph.take_out()
+    if ignored or in_float:
+        forget_shapes(graph.proto.graph)
+    types = types_of(graph)
+    _require_types(graph.proto, types)
+    outputs = [(value.name, types.get(value.name, (0, None))[0]) for value in graph.proto.graph.output]
+    specs = _InOut([(v.name, v.type.tensor_type.elem_type, _dims_of(v)) for v in fed], outputs, made.options)
+    aipp = _aipp(made, specs)
+    gears, kind = _gears(graph.proto, made.shapes, specs)
+    largest = max((gear.inputs for gear in gears), key=lambda dims: sum(map(math.prod, dims)), default=())
+    weight_bytes, work_bytes = _memory(graph.proto, made.precision, largest, specs)
+    arithmetic = with_arithmetic(
+        graph,
+        types,
+        soc,
+        made.mode,
+        exceptions_of(made.files, made.mode[0]),
+        in_float=in_float,
+        clips=made.options.get("is_weight_clip", "1") != "0",
+    )
+    inputs, outs, gears = specs.described(graph.proto, gears, kind, aipp)
+    header = OmHeader(
+        soc.name,
+        made.machine.cann,
+        {k: str(v)[:4096] for k, v in made.options.items()},
+        inputs,
+        outs,
+        kind,
+        gears,
+        aipp,
+        _with_ignored(arithmetic, ignored),
+        nodes,
+        ai_cpu_nodes(made.findings),
+        weight_bytes,
+        work_bytes,
+    )
+    return write_om(header, *graph.packed())
+
+
+def _with_ignored(arithmetic: Arithmetic, ignored: Sequence[tuple[str, str]]) -> Arithmetic:
+    guessed = dict.fromkeys(GUESSED[rule] for _, rule in ignored if rule in GUESSED)
+    return replace(arithmetic, ignored=tuple(ignored), guessed=(*arithmetic.guessed, *guessed))
+
+
+def _precision(proto: onnx.ModelProto, mode: str, facts: GraphFacts) -> str:
+    if has_integer_layers(proto):
+        if mode == "origin":
+            raise Refused(CANNOT_LOAD, f"E10055: {TOO_PRECISE}")
+        return "w8a8"
+    return stored_precision(facts) if mode == "origin" else JUDGED_AS[mode]
+
+
+def _facts(proto: onnx.ModelProto) -> GraphFacts:
+    """What rules ask. raises: Refused for a graph that no reader takes"""
+    import onnx_ir as ir
+
+    from porting.converters.passes.infer_shapes import infer_shapes
+
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except Exception as error:  # a graph whose values hang together in no way; its classes differ between releases of onnx-ir
+        raise Refused(CANNOT_LOAD, f"E10041: the model cannot be loaded: {str(error)[:200]}") from error
+    try:
+        infer_shapes.change(model)
+    except Exception as error:  # onnx's own classes
+        raise Refused(CANNOT_LOAD, f"E14001: shapes or types of the model do not hang together: {str(error)[-300:]}") from error
+    return facts_of(Graph(model))
+
+
+def _external_keys(proto: onnx.ModelProto) -> frozenset[str]:
+    """What the file said of where its weights lie was checked when they were read; other keys are what is asked for."""
+    return frozenset(
+        entry.key
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if tensor.data_location == TensorProto.EXTERNAL
+    )
+
+
+def _drop_unused_imports(proto: onnx.ModelProto) -> None:
+    """onnxruntime writes every domain it knows into the models that it hands over, and devices take these: only what nodes name counts."""
+    named = {"ai.onnx" if node.domain == "" else node.domain for node in proto.graph.node} | {"ai.onnx"}
+    kept = [e for e in proto.opset_import if (e.domain or "ai.onnx") in named]
+    if kept:
+        del proto.opset_import[:]
+        proto.opset_import.extend(kept)
+
+
+def _cut(proto: onnx.ModelProto, options: Mapping[str, str]) -> None:
+    """--out_nodes: "node:0;other:1", or names of outputs. raises: Refused, E10016"""
+    if "out_nodes" not in options:
+        return
+    nodes = {node.name: node for node in proto.graph.node}
+    values = {name for node in proto.graph.node for name in node.output} | {v.name for v in proto.graph.input}
+    wanted = []
+    for part in filter(None, options["out_nodes"].split(";")):
+        name, _, place = part.rpartition(":")
+        node = nodes.get(name)
+        if node is not None and place.isdigit() and int(place) < len(node.output):
+            wanted.append(node.output[int(place)])
+        elif part in values:
+            wanted.append(part)
+        else:
+            raise Refused(CANNOT_LOAD, f"E10016: --out_nodes: {part[:200]!r} is no node of the model", True)
+    known = {v.name: v for v in (*proto.graph.value_info, *proto.graph.output)}
+    kept = [known.get(name) or onnx.ValueInfoProto(name=name) for name in wanted]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+
+
+def _set_inputs(proto: onnx.ModelProto, shapes: Shapes) -> None:
+    """What the options say of inputs. raises: Refused for names that are none, other ranks, and free dimensions that nobody names"""
+    names = {tensor.name for tensor in proto.graph.initializer}
+    inputs = {value.name: value for value in proto.graph.input if value.name not in names}
+    for name, dims in shapes.named.items():
+        if name not in inputs:
+            raise Refused(CANNOT_LOAD, f"E10016: --input_shape: {name[:200]!r} is no input of the model", True)
+        kind = inputs[name].type.tensor_type
+        if kind.HasField("shape") and len(kind.shape.dim) != len(dims):
+            raise Refused(
+                CANNOT_LOAD,
+                f"E10049: --input_shape: {name[:200]!r} has {len(dims)} dims, the model's input {len(kind.shape.dim)}",
+                True,
+            )
+    free = [
+        n for n, v in inputs.items() if n not in shapes.named and -1 in _dims_of(v) and v.type.tensor_type.HasField("shape")
+    ]
+    if free:
+        raise Refused(CANNOT_LOAD, f"E10007: --input_shape is needed: {free[0][:200]!r} has free dimensions")
+    set_shapes(proto, shapes.named, COMMON_GEAR if shapes.kind == "batch" else "")
+    forget_shapes(proto.graph)
+
+
+def _dims_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+
+
+def _require_types(proto: onnx.ModelProto, types: Types) -> None:
+    unknown = [name for node in proto.graph.node for name in node.output if name and name not in types]
+    if unknown:
+        raise Refused(CANNOT_LOAD, f"E19999: the dtype of {unknown[0][:200]!r} is not known, and so not how it is rounded")
+
+
+def _aipp(made: Compilation, specs: _InOut) -> Aipp | None:
+    """raises: Refused, E10052"""
+    if "insert_op_conf" not in made.files:
+        return None
+    if made.shapes.kind == "dims":
+        raise Refused(CANNOT_LOAD, "E10055: AIPP does not go with dynamic_dims", True)
+    channels = tuple(max(dims[1], 0) if len(dims) == 4 else 0 for _, _, dims in specs.inputs)
+    text = made.files["insert_op_conf"]
+    try:
+        parse_aipp(text, channels)
+    except InputError as error:
+        raise Refused(CANNOT_LOAD, f"E10052: --insert_op_conf: {error.what}", True) from error
+    return Aipp(text, channels)
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _InOut:
+    """
+    inputs:  name, element type and dims that are fed
+    outputs: name and element type
+    """
+
+    inputs: Sequence[tuple[str, int, tuple[int, ...]]]
+    outputs: Sequence[tuple[str, int]]
+    options: Mapping[str, str]
+
+    def described(
+        self, proto: onnx.ModelProto, gears: tuple[Gear, ...], kind: str, aipp: Aipp | None
+    ) -> tuple[tuple[IoSpec, ...], tuple[IoSpec, ...], tuple[Gear, ...]]:
+        """What a client is told; of gears also what AIPP makes of their inputs."""
+        halves = {part.partition(":")[0] for part in self.options.get("input_fp16_nodes", "").split(";")}
+        kinds = [TensorProto.FLOAT16 if name in halves else elem for name, elem, _ in self.inputs]
+        inputs = [_io(name, ACL_TYPES.get(elem), dims) for (name, _, dims), elem in zip(self.inputs, kinds, strict=True)]
+        outputs = self._outputs(proto)
+        if gears:
+            inputs = [_of_gears(spec, [gear.inputs[i] for gear in gears]) for i, spec in enumerate(inputs)]
+            outputs = [_of_gears(spec, [gear.outputs[i] for gear in gears]) for i, spec in enumerate(outputs)]
+        if aipp is not None:
+            inputs, gears = image_specs(aipp, inputs, gears)
+        return tuple(inputs), tuple(outputs), gears
+
+    def _outputs(self, proto: onnx.ModelProto) -> list[IoSpec]:
+        said = _output_types(self.options.get("output_type", ""), [name for name, _ in self.outputs])
+        dims = output_dims(proto, {name: dims for name, _, dims in self.inputs})
+        return [
+            _io(name, said.get(name, ACL_TYPES.get(elem)), found)
+            for (name, elem), found in zip(self.outputs, dims, strict=True)
+        ]
+
+
+def _output_types(text: str, names: Sequence[str]) -> dict[str, int]:
+    """--output_type: one for all, or name:0:FP16;..., in the order of the outputs. raises: Refused, E10001"""
+    if not text:
+        return {}
+    parts = text.split(";")
+    kinds = [OUTPUT_TYPES.get(part.rpartition(":")[2]) for part in parts]
+    if None in kinds or (":" in text and len(parts) != len(names)):
+        raise Refused(CANNOT_LOAD, f"E10001: --output_type: {text[:200]!r} is not one type, or one for each output", True)
+    return dict(zip(names, kinds if ":" in text else kinds * len(names), strict=True))  # type: ignore[arg-type]
+
+
+def _io(name: str, kind: int | None, dims: tuple[int, ...]) -> IoSpec:
+    if kind is None:
+        raise Refused(CANNOT_LOAD, f"EZ3002: {name[:200]!r} is of a dtype that AscendCL has no number for")
+    return IoSpec(name, kind, dims, 0 if -1 in dims else math.prod(dims) * itemsize_of(kind))
+
+
+def _of_gears(spec: IoSpec, shapes: Sequence[tuple[int, ...]]) -> IoSpec:
+    dims = tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
+    return IoSpec(spec.name, spec.acl_dtype, dims, max(math.prod(shape) for shape in shapes) * itemsize_of(spec.acl_dtype))
+
+
+def _gears(proto: onnx.ModelProto, shapes: Shapes, specs: _InOut) -> tuple[tuple[Gear, ...], str]:
+    """Each gear with the dims of its outputs. raises: Refused for a gear that the model does not take, or whose outputs have no fixed size"""
+    _dry_run(proto, specs)
+    made = []
+    for gear in shapes.gears:
+        full = {name: gear.get(name, dims) for name, _, dims in specs.inputs}
+        try:
+            outputs = output_dims(proto, full, strict=True)
+        except Exception as error:  # onnx's own classes
+            raise Refused(CANNOT_LOAD, f"E14001: a gear does not fit the model: {str(error)[-300:]}") from error
+        if any(-1 in dims for dims in outputs):
+            raise Refused(CANNOT_LOAD, "E19999: sizes of outputs are not known from those of inputs, and gears need them")
+        inputs = tuple(full[name] for name, _, _ in specs.inputs)
+        made.append(Gear(_values(shapes, inputs, specs), inputs, outputs))
+    return tuple(made), shapes.kind
+
+
+def _dry_run(proto: onnx.ModelProto, specs: _InOut) -> None:
+    """Whether shapes hang together. raises: Refused"""
+    try:
+        output_dims(proto, {name: dims for name, _, dims in specs.inputs if -1 not in dims}, strict=True)
+    except Exception as error:  # onnx's own classes
+        raise Refused(CANNOT_LOAD, f"E14001: shapes of the model do not hang together: {str(error)[-300:]}") from error
+
+
+def _values(shapes: Shapes, inputs: Sequence[tuple[int, ...]], specs: _InOut) -> tuple[int, ...]:
+    """What a client says to take a gear."""
+    if shapes.kind == "dims":
+        return tuple(size for dims in inputs for size in dims)
+    free = next(
+        tuple(size for size, open_ in zip(dims, shapes.named[name], strict=True) if open_ == -1)
+        for (name, _, _), dims in zip(specs.inputs, inputs, strict=True)
+        if -1 in shapes.named.get(name, ())
+    )
+    return free
+
+
+def _memory(proto: onnx.ModelProto, precision: str, largest: Sequence[tuple[int, ...]], specs: _InOut) -> tuple[int, int]:
+    """Bytes of weights and of work memory, at least: what lies beside the buffers that a client makes."""
+    import onnx_ir as ir
+
+    from porting.ascend.memory import memory_bound
+
+    sized = onnx.ModelProto()
+    sized.CopyFrom(proto)
+    if largest:
+        set_shapes(sized, {name: dims for (name, _, _), dims in zip(specs.inputs, largest, strict=True)})
+    try:
+        bound = memory_bound(Graph(ir.serde.deserialize_model(sized)), precision)
+    except (PortingError, ValueError, KeyError, TypeError) as error:
+        raise Refused(CANNOT_LOAD, f"E19999: what memory the model takes is not known: {str(error)[:200]}") from error
+    return bound.weights, bound.fullest.nbytes
