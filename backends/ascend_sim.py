@@ -52,7 +52,7 @@ class AscendSimBackend:
 
     def probe(self) -> Availability:
         """Usable on Linux with a C++ compiler and onnxruntime; builds nothing."""
-        from porting.backends.cann_simulator.build import _compiler as compiler
+        from porting.backends.cann_simulator.build import compiler
 
         if sys.platform != "linux":
             return Availability(False, "the simulated CANN runs on Linux", "use a Linux machine or container")
