@@ -343,7 +343,8 @@ API aclError aclmdlLoadFromMemWithMem(const void* om, size_t nbytes, uint32_t* i
 API aclError aclmdlUnload(uint32_t id) {
   CALLED("aclmdlUnload %u", id);
   std::shared_ptr<Context> context;
-  RETURN_IF(current_context(context));
+  aclError state = current_context(context);
+  if (state && state != RT_LOST) return state;  // of a lost device, what the host holds for the model is given back all the same
   std::shared_ptr<Model> model = find_model(id);
   if (!model) return fail(GE_MODEL_ID, "aclmdlUnload: no model with id " + std::to_string(id));
   if (model->context != context->handle) return fail(RT_MODEL_CONTEXT, "aclmdlUnload: the model was not loaded in this thread's context");
@@ -355,7 +356,7 @@ API aclError aclmdlUnload(uint32_t id) {
   }
   let_go(*model);
   if (const Logic* python = logic()) python->unload(id);
-  return OK;
+  return state;
 }
 
 API aclError aclmdlExecute(uint32_t id, const aclmdlDataset* in, aclmdlDataset* out) {
