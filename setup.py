@@ -43,7 +43,10 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=packages,
     package_dir=CODE_FOLDERS,
-    package_data={"porting": ["py.typed", "*.json", "numerics/*.json", "ascend/data/*"]},
+    package_data={
+        "porting": ["py.typed", "*.json", "numerics/*.json", "ascend/data/*"],
+        "porting.backends.cann_simulator": ["shim/*"],  # sources: compiled at first use
+    },
     install_requires=BASE,
     extras_require={
         # one of the next three in an environment, never two: all own the folder onnxruntime/

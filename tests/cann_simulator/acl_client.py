@@ -41,6 +41,14 @@ def run_client(code: str, environment: dict[str, str], timeout: float = 60, real
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def machine(**options: Any) -> dict[str, str]:
+    """The environment of a simulated machine. raises: what `simulated_environment` raises"""
+    from porting.backends.cann_simulator.environment import simulated_environment
+    from porting.backends.cann_simulator.machine import Machine
+
+    return simulated_environment(Machine(**options))
+
+
 class Dims(C.Structure):
     _fields_ = (("name", C.c_char * 128), ("count", C.c_size_t), ("dims", C.c_int64 * 128))
 
