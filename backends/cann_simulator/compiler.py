@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def _finished(made: Compilation) -> bytes:
     graph.take_out()
     if ignored or in_float:
         forget_shapes(graph.proto.graph)
+    _dry_run(graph.proto, {value.name: _dims_of(value) for value in fed})
     types = types_of(graph)
     _require_types(graph.proto, types)
     outputs = [(value.name, types.get(value.name, (0, None))[0]) for value in graph.proto.graph.output]
@@ -197,10 +199,10 @@ def _facts(proto: onnx.ModelProto) -> GraphFacts:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # a graph whose values hang together in no way; its classes differ between releases of onnx-ir
         raise Refused(CANNOT_LOAD, f"E10041: the model cannot be loaded: {str(error)[:200]}") from error
-    try:
+    with suppress(
+        Exception
+    ):  # onnx's own classes, where shapes do not hang together: rules speak first, and `_dry_run` tells of it
         infer_shapes.change(model)
-    except Exception as error:  # onnx's own classes
-        raise Refused(CANNOT_LOAD, f"E14001: shapes or types of the model do not hang together: {str(error)[-300:]}") from error
     return facts_of(Graph(model))
 
 
@@ -355,7 +357,6 @@ def _of_gears(spec: IoSpec, shapes: Sequence[tuple[int, ...]]) -> IoSpec:
 
 def _gears(proto: onnx.ModelProto, shapes: Shapes, specs: _InOut) -> tuple[tuple[Gear, ...], str]:
     """Each gear with the dims of its outputs. raises: Refused for a gear that the model does not take, or whose outputs have no fixed size"""
-    _dry_run(proto, specs)
     made = []
     for gear in shapes.gears:
         full = {name: gear.get(name, dims) for name, _, dims in specs.inputs}
@@ -370,10 +371,10 @@ def _gears(proto: onnx.ModelProto, shapes: Shapes, specs: _InOut) -> tuple[tuple
     return tuple(made), shapes.kind
 
 
-def _dry_run(proto: onnx.ModelProto, specs: _InOut) -> None:
+def _dry_run(proto: onnx.ModelProto, fed: Mapping[str, tuple[int, ...]]) -> None:
     """Whether shapes hang together. raises: Refused"""
     try:
-        output_dims(proto, {name: dims for name, _, dims in specs.inputs if -1 not in dims}, strict=True)
+        output_dims(proto, {name: dims for name, dims in fed.items() if -1 not in dims}, strict=True)
     except Exception as error:  # onnx's own classes
         raise Refused(CANNOT_LOAD, f"E14001: shapes of the model do not hang together: {str(error)[-300:]}") from error
 
