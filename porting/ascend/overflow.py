@@ -30,10 +30,11 @@ from porting.ascend.rounded_graph import FIRST_OPSET, Rounding, Types, computes,
 from porting.ascend.soc import Soc
 from porting.ascend.whole_numbers import integer_carriers
 from porting.backends.onnx_program import node_label
-from porting.errors import UnsupportedModel, UsageError, nearest
+from porting.errors import InputError, UnsupportedModel, UsageError, nearest
 from porting.graph_outputs import is_exact, relative_error
 from porting.onnx_facts import nodes_of, valued_names
 from porting.types import Graph, Program
+from porting.verdict import printable
 
 # Share of an output that the significand alone may cost: beyond it the format is no form of this model on these inputs, whatever its range does.
 # source: the models of tests/zoo, of which trained ones on inputs that mean something lose 5 % at most, and noise or cancellation 15 % and more
@@ -192,6 +193,7 @@ def forecasts(
         operators = {node_label(node): node.op_type for _, node in nodes_of(graph.model.graph)}
         order = {name: number for number, name in enumerate(operators)}
         groups = [_Group(taken, group, soc, precision) for taken, group in grouped_by_branches(graph, cases)]
+        _require_finite([case for group in groups for case in group.observed.outputs])
 
         def run(keep: Collection[str]) -> Forecast:
             _require_nodes(keep, operators)
@@ -237,6 +239,18 @@ class _Group:
             tuple(_notes(found.outputs, found.found, soc, form)),
             self.integers,
         )
+
+
+def _require_finite(outputs: Sequence[Mapping[str, Any]]) -> None:
+    """Some number of every output is finite in some case. raises: InputError"""
+    for name, first in outputs[0].items():
+        arrays = [case[name] for case in outputs if isinstance(case[name], np.ndarray) and case[name].dtype.kind == "f"]
+        if isinstance(first, np.ndarray) and any(a.size for a in arrays) and not any(np.isfinite(a).any() for a in arrays):
+            raise InputError(
+                f"these inputs show nothing: output {printable(name, 60)!r} is nowhere finite in float32",
+                where="forecast",
+                next="give others",
+            )
 
 
 def merged(found: Sequence[Forecast], order: Mapping[str, int]) -> Forecast:

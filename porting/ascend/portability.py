@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from porting.ascend.checking import Judged, ascend_target, source_name, verdict_of
+from porting.ascend.checking import BLOCKED, Judged, ascend_target, source_name, verdict_of
 from porting.ascend.compilation import Compilation, Wishes, judged_for
 from porting.ascend.exceptions import Exceptions, exceptions_for, most_tokens, no_forecast, token_feeds
 from porting.ascend.gear_requests import Request
@@ -38,6 +38,8 @@ from porting.state import state_buffers
 from porting.targets import Target
 from porting.types import Graph, Program
 from porting.verdict import Check, Verdict, printable
+
+UNDECIDED = "undecided"  # no rule blocks, and what was fed does not show that the numbers hold
 
 
 def check(
@@ -64,7 +66,8 @@ def check(
     inputs:          .npz files, as `porting.port` takes them: what overflows in fp16 on them, and which nodes have to stay in fp32
     text:            the same from texts, of a language model or an encoder with its tokenizer
     preprocessing:   a file that says how inputs are made from uint8 images: what AIPP cannot do of it is an error
-    returns:         a verdict of level "static": details["portability"] is "portable", "portable after rewrites" or "blocked" (exit 1)
+    returns:         a verdict of level "static": details["portability"] is "portable", "portable after rewrites" or "blocked" (exit 1: by a rule, by
+                     what overflows, or by a memory too small), or "undecided" (exit 3: the forecast could not tell)
     raises:          UsageError (no Ascend target, unknown release, gears, images that AIPP cannot make), InputError (inputs that do not fit, or hold
                      NaN), and what reading the source raises
     """
@@ -96,7 +99,9 @@ def _verdict(
     result: Judged, canonical: Canonical, target: Target, start: float, checks: Sequence[Check], details: Mapping[str, Any]
 ) -> Verdict:
     verdict = verdict_of(result, "check", source_name(canonical), target, time.perf_counter() - start, checks)
-    return Verdict(**{**verdict.__dict__, "details": {**verdict.details, **cut_details(canonical.config), **details}})
+    portability = {"pass": result.portability, "fail": BLOCKED, "error": UNDECIDED}[verdict.verdict]
+    found = {**verdict.details, "portability": portability, **cut_details(canonical.config), **details}
+    return Verdict(**{**verdict.__dict__, "details": found})
 
 
 def forecast_details(result: Judged, found: Exceptions | None, asked: bool) -> dict[str, Any]:

@@ -340,6 +340,7 @@ def test_what_no_keeping_mends_is_undecided_and_named(tmp_path: Path, capsys: py
     assert [r["level"] for r in results if r["ruleId"] == "forecast-undecided"] == ["error"]
     verdict = porting.check(path, "Ascend310P3", inputs=tmp_path / "x.npz")
     (check,) = [c for c in verdict.checks if "relative error" in c.name]
+    assert verdict.details["portability"] == "undecided"
     assert verdict.verdict == check.verdict == "error" and "do not hold with all" in check.detail
     assert verdict.details["forecast"]["broken"] == {"forecast-undecided": ["y"]}
     ported = porting.port(path, tmp_path / "m.port", "Ascend310P3", inputs=tmp_path / "x.npz")
@@ -387,3 +388,18 @@ def test_origin_is_enough_only_where_the_sources_say_so(soc: str, said: str, mlp
     assert forecast.startswith(said) and ("is unknown" in forecast) == (
         said == "none is made: --precision_mode_v2=origin asks for"
     )
+
+
+def test_a_verdict_that_fails_says_blocked_and_never_portable(mlp: Path, tmp_path: Path) -> None:
+    """By what overflows, by a card too small; and what could not be told is not called portable."""
+    onnx.save(models.large_product(), str(tmp_path / "m.onnx"))
+    overflows = porting.check(tmp_path / "m.onnx", "Ascend310P3", inputs=tmp_path / "x.npz")
+    small = porting.check(mlp, "Ascend310P3", device_memory=1024)
+    assert [(v.verdict, v.details["portability"]) for v in (overflows, small)] == [("fail", "blocked")] * 2
+    assert porting.check(mlp, "Ascend310P3").details["portability"].startswith("portable")
+
+
+def test_inputs_on_which_nothing_is_finite_show_nothing(mlp: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "inf.npz", **{name: np.full_like(array, np.inf) for name, array in feeds().items()})
+    with pytest.raises(InputError, match=r"these inputs show nothing: output .* is nowhere finite"):
+        porting.check(mlp, "Ascend310P3", inputs=tmp_path / "inf.npz")
