@@ -51,7 +51,8 @@ from porting.types import Graph
 CODE_SAID = ("documented", "read in source")  # confidences with which a rule's code is not a guess
 UNKNOWN_CODE = "E19999"
 NAMED = 5  # nodes that a refusal names
-TOO_PRECISE = "a quantised model does not go with origin: neither speed nor precision would be had"
+TOO_PRECISE = "a quantised model does not go with force_fp32 or origin: neither speed nor precision would be had"
+TOO_PRECISE_MODES = ("origin", "cube_fp16in_fp32out")
 COMMON_GEAR = "gear"  # name of a dimension that all gears share
 
 
@@ -183,7 +184,7 @@ def _with_ignored(arithmetic: Arithmetic, ignored: Sequence[tuple[str, str]]) ->
 
 def _precision(proto: onnx.ModelProto, mode: str, facts: GraphFacts) -> str:
     if has_integer_layers(proto):
-        if mode == "origin":
+        if mode in TOO_PRECISE_MODES:
             raise Refused(CANNOT_LOAD, f"E10055: {TOO_PRECISE}")
         return "w8a8"
     return stored_precision(facts) if mode == "origin" else JUDGED_AS[mode]
