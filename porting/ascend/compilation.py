@@ -39,6 +39,7 @@ from porting.types import Graph, is_graph
 from porting.verdict import Verdict, printable
 
 HOST_CPUS = ("aarch64", "x86_64")
+FIXED_SHAPES = "a compiled model has fixed shapes; give --batch, --image-size, --dims or --gears"
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,7 @@ class Compilation:
         """Why there is none, and what to do; "" where there is one."""
         if self.gears is not None:
             return ""
-        return (
-            f"no hand-off: {printable(', '.join(self.free), 200)} left open, and a compiled model has fixed shapes; "
-            "give --batch, --image-size, --dims or --gears"
-        )
+        return f"no hand-off: {printable(', '.join(self.free), 200)} left open, and {FIXED_SHAPES}"
 
 
 def compilation_for(canonical: Canonical, target: Target, precision: str | None, wishes: Wishes) -> Compilation:

@@ -90,7 +90,10 @@ def compile_port(
         raise UsageError(f"{BUILD} could not run: {said}", where=str(handoff.path), next="mend what is named, and run again")
     if status:
         return Compiled(handoff, False, status, _report(handoff, lang), said or f"{BUILD} ended with {status}")
-    return Compiled(finish_handoff(handoff.path), True, 0, _report(handoff, lang))
+    try:
+        return Compiled(finish_handoff(handoff.path), True, 0, _report(handoff, lang))
+    except PortError as error:  # a success that is none: what lies there is no whole model, or not from this run
+        return Compiled(handoff, False, 0, _report(handoff, lang), error.what)
 
 
 def _chosen(port: Path, name: str | None) -> Handoff:

@@ -5,7 +5,8 @@
                              handoff.json   SoC, release, command, every file with size and sha256, rules cited, notes, inputs, outputs, gears, evidence
     after build.sh ran       model.om (or model_linux_aarch64.om)  model.om.sha256  atc.log; `finish_handoff` records them
 
-Equal ports give equal bytes. No path leaves the folder. Nothing here ran on hardware.
+Equal ports give equal bytes. No path leaves the folder. Nothing here ran on hardware. handoff.json holds no hash of itself, which a file cannot,
+and nothing else does: a build writes into it. What it says is checked key by key when it is read, so blanks that were added change nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +34,19 @@ from porting.port_staging import os_errors, write_synced
 SCHEMA = "porting.handoff/2"
 TARGETS, MANIFEST = "targets", "handoff.json"
 BUILD, COMMAND, README = "build.sh", "atc.txt", "README.txt"
-LOG, HASHES = "atc.log", "model.om.sha256"
-OWN_NAMES = (MODEL, MANIFEST, BUILD, COMMAND, README, LOG, HASHES, "weights", "weight", "kernel_meta")
+LOG, HASHES, LIST = "atc.log", "model.om.sha256", "files.sha256"
+OWN_NAMES = (MODEL, MANIFEST, BUILD, COMMAND, README, LOG, HASHES, LIST, "weights", "weight", "kernel_meta")
 ANY_CANN = "any"
 NOT_COMPARED = "this graph was not compared with its source: `porting validate PORT --against SOURCE` does that"
 MAX_MANIFEST_BYTES = 16 << 20
 LARGEST_FILE = 1 << 62
+OM_MAGIC, OM_HEADER = b"IMOD", struct.Struct("<76x I 104x Q 64x")  # of a .om: length of what follows, in 32 and in 64 bits
 OWN_FILES = {  # what every hand-off has -> what it is, for README.txt
     MODEL: "the graph that is compiled, as it was compared on the CPU",
     "weights/": "its numbers",
     COMMAND: "the command",
     BUILD: "runs it in CANN's own environment",
+    LIST: "hashes of what is compiled: build.sh refuses files that are others",
     MANIFEST: "the same for programs: SoC, command, inputs, outputs, gears, what was shown, every other file with its hash",
     README: "this",
 }
@@ -79,7 +83,8 @@ class Handoff:
         """
         for entry in self.manifest["files"]:
             _require_entry(self.path, entry)
-        expected = {BUILD: build_script(self.command), COMMAND: self.command.text()}
+        listed = {e["path"]: e["sha256"] for e in self.manifest["files"] if e["path"] not in (README, BUILD, LIST)}
+        expected = {BUILD: build_script(self.command), COMMAND: self.command.text(), LIST: _listed(listed)}
         for name, text in expected.items():
             if (self.path / name).read_bytes() != text.encode("utf-8"):
                 raise PortError(
@@ -138,6 +143,8 @@ def write_handoff(
                 (partial / name).write_bytes(content)
             (partial / BUILD).chmod(0o755)
             entries = [_entry(partial, name) for name in sorted([*names, *side, *texts])]
+            (partial / LIST).write_text(_listed({e["path"]: e["sha256"] for e in entries if e["path"] not in (README, BUILD)}))
+            entries.append(_entry(partial, LIST))
             manifest = {**_manifest(command, soc, release, entries, quantised, rules, notes), **about.to_json()}
             write_synced(partial / MANIFEST, _bytes(manifest))
             _remove(folder)
@@ -187,6 +194,12 @@ def _require_files(command: AtcCommand, side: Mapping[str, bytes]) -> None:
     for option, name in command.files.items():
         if name != MODEL and name not in side:
             raise UsageError(f"--{option} names {name}, which is not handed over", where="hand-off", next="give its bytes too")
+
+
+def _listed(hashes: Mapping[str, str]) -> str:
+    """As sha256sum --check reads it: a line whose name has a backslash or a newline begins with a backslash, and has them escaped."""
+    escaped = {name: name.replace("\\", "\\\\").replace("\n", "\\n") for name in hashes}
+    return "".join(f"{'' if escaped[name] == name else chr(92)}{sha256}  {escaped[name]}\n" for name, sha256 in hashes.items())
 
 
 def build_script(command: AtcCommand) -> str:
@@ -253,8 +266,8 @@ def _checked(manifest: Mapping[str, Any]) -> AtcCommand:
         raise InputError("files is no list", where=MANIFEST)
     for entry in manifest["files"]:
         _require_well_formed(entry)
-    if not {MODEL, BUILD, COMMAND} <= {entry["path"] for entry in manifest["files"]}:
-        raise InputError(f"files lacks {MODEL}, {BUILD} or {COMMAND}", where=MANIFEST)
+    if not {MODEL, BUILD, COMMAND, LIST} <= {entry["path"] for entry in manifest["files"]}:
+        raise InputError(f"files lacks {MODEL}, {BUILD}, {COMMAND} or {LIST}", where=MANIFEST)
     return command
 
 
@@ -297,10 +310,29 @@ def _is_host_om(name: str) -> bool:
     return name.startswith(f"{OUTPUT}_linux_") and name.endswith(".om")
 
 
+def partial(om: Path) -> str:
+    """What shows that a compiled model is not whole, in a phrase; "" where nothing does.
+
+    source: hicann/ge, model_parser_base: a model is loaded where its size is that of the header and of what the header says. A file that
+            begins otherwise is not looked at.
+    """
+    size = om.stat().st_size
+    if not size:
+        return "is empty: nothing was compiled"
+    with om.open("rb") as file:
+        header = file.read(OM_HEADER.size)
+    if not header.startswith(OM_MAGIC):
+        return ""
+    if len(header) < OM_HEADER.size:
+        return f"is cut short: {size} bytes, and its header alone has {OM_HEADER.size}"
+    said = [OM_HEADER.size + length for length in OM_HEADER.unpack(header)]  # two places: the newer counts more than 4 GiB
+    return "" if size in said else f"is cut short: {size} bytes, and its header says {max(said)}"
+
+
 def finish_handoff(folder: Path) -> Handoff:
     """Record what build.sh made in handoff.json, with the hashes that it wrote down then.
 
-    raises: PortError when nothing, an empty model or more than one was made, a file of the hand-off has changed, or the hashes do not agree
+    raises: PortError when nothing, a part of a model or more than one was made, a file of the hand-off has changed, or the hashes do not agree
     """
     handoff = open_handoff(folder)
     handoff.verify()
@@ -310,8 +342,8 @@ def finish_handoff(folder: Path) -> Handoff:
         found = ", ".join(om) or "none"
         raise PortError(f"expected one compiled model, found {found}", where=str(folder), next=f"run `bash {BUILD}` there")
     entries = [_entry(folder, name) for name in made]
-    if not entries[0]["size"]:
-        raise PortError(f"{om[0]} is empty: nothing was compiled", where=str(folder), next=f"run `bash {BUILD}` there again")
+    if wrong_size := partial(folder / om[0]):
+        raise PortError(f"{om[0]} {wrong_size}", where=str(folder), next=f"run `bash {BUILD}` there again")
     written = _hashes(folder / HASHES)
     wrong = [e["path"] for e in entries if written.get(e["path"]) != e["sha256"]]
     if wrong or written.keys() != {e["path"] for e in entries}:

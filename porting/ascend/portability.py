@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from porting.ascend.checking import BLOCKED, Judged, ascend_target, source_name, verdict_of
-from porting.ascend.compilation import Compilation, Wishes, judged_for
+from porting.ascend.compilation import FIXED_SHAPES, Compilation, Wishes, judged_for
 from porting.ascend.exceptions import Exceptions, exceptions_for, most_tokens, no_forecast, token_feeds
 from porting.ascend.gear_requests import Request
 from porting.ascend.half_formats import FORMATS
@@ -91,6 +91,8 @@ def check(
             exceptions = exceptions_for(result, result.lowered, feeds_for(compilation, files, texts))
         advance(1)
     forecast = forecast_details(result, exceptions, bool(files or texts))
+    if compilation.free:
+        forecast["left_open"] = f"{printable(', '.join(compilation.free), 200)}; {FIXED_SHAPES}"
     checks = [*more, *held, *(exceptions.checks() if exceptions is not None else [])]
     return _verdict(result, canonical, wanted, start, checks, {**bound, **forecast})
 

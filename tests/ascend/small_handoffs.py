@@ -16,7 +16,8 @@ from tests.graph_models import model, node, weight
 
 MODE = ("precision_mode_v2", "fp16")
 KEEP = {"keep_dtype": "keep_dtype.cfg"}
-# reads its own environment and folder; what it does is FAKE_ATC: ok | host | fail | killed | nothing | two | empty | outside | chatty | slow
+# reads its own environment and folder; what it does is FAKE_ATC:
+# ok | large | host | fail | killed | nothing | renamed | two | empty | header | partial | outside | chatty | slow
 FAKE_ATC = """#!{python} -IS
 import os, sys, time
 options = dict(a[2:].split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
@@ -43,10 +44,14 @@ if how == "slow":
 if how == "chatty":
     for n in range(20000):
         print(f"[INFO] GE(1,atc.bin): line {{n}}")
-names = dict(host=["model_linux_aarch64.om"], two=["model.om", "model_linux_x86_64.om"], nothing=[])
+names = dict(host=["model_linux_aarch64.om"], two=["model.om", "model_linux_x86_64.om"], nothing=[], renamed=["net.om"])
+body = open(options["model"], "rb").read()[:64]
+short, long = (0, len(body)) if how == "large" else (len(body), 0)
+om = b"IMOD" + bytes(72) + short.to_bytes(4, "little") + bytes(104) + long.to_bytes(8, "little") + bytes(64) + body
+kept = dict(empty=0, header=100, partial=len(om) - 1)
 for name in names.get(how, ["model.om"]):
     with open(name, "wb") as file:
-        file.write(b"" if how == "empty" else b"IMOD" + open(options["model"], "rb").read()[:64])
+        file.write(om[: kept.get(how)])
 if how == "outside":
     os.makedirs("weight")
     open("weight/0.bin", "wb").write(b"w")

@@ -399,6 +399,13 @@ def test_a_verdict_that_fails_says_blocked_and_never_portable(mlp: Path, tmp_pat
     assert porting.check(mlp, "Ascend310P3").details["portability"].startswith("portable")
 
 
+def test_sizes_that_are_left_open_are_told_with_what_to_type(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", mlp, "--target", "Ascend310P3", "--quiet") == 0
+    assert "sizes left open: x[0] n; a compiled model has fixed shapes; give --batch" in capsys.readouterr().out
+    assert run("check", mlp, "--target", "Ascend310P3", "--gears", "n=4", "--quiet") == 0
+    assert "left open" not in capsys.readouterr().out
+
+
 def test_inputs_on_which_nothing_is_finite_show_nothing(mlp: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "inf.npz", **{name: np.full_like(array, np.inf) for name, array in feeds().items()})
     with pytest.raises(InputError, match=r"these inputs show nothing: output .* is nowhere finite"):

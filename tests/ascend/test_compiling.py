@@ -89,6 +89,9 @@ def test_a_refusal_is_explained(port: Path, atc: pytest.MonkeyPatch, capsys: pyt
     ("how", "status", "said"),
     [
         ("nothing", 4, "atc reported no failure and made no model"),
+        ("renamed", 4, "atc reported no failure and made no model"),
+        ("header", 0, "model.om is cut short: 100 bytes, and its header alone has 256"),
+        ("partial", 0, "model.om is cut short: 319 bytes, and its header says 320"),
         ("two", 5, "atc reported no failure and made 2 files with .om"),
         ("empty", 6, "atc reported no failure and made an empty model: no byte in model.om"),
         ("killed", 137, "atc was killed by signal 9: out of memory?"),
@@ -187,21 +190,47 @@ def test_our_virtual_environment_is_not_the_compiler_s(port: Path, atc: pytest.M
     assert "OURS" not in lines and any(line.startswith("python3: ") for line in lines)
 
 
+def test_two_do_not_compile_in_one_folder(port: Path, atc: pytest.MonkeyPatch) -> None:
+    """What the first makes is neither removed nor recorded by the second."""
+    assert compile_port(port).ok
+    folder = port / "targets" / NAME
+    before = (folder / "handoff.json").read_bytes()
+    atc.setenv("FAKE_ATC", "slow")
+    first = subprocess.Popen(["bash", "build.sh"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        _wait_for(folder / "started", first)
+        (folder / "atc.log").write_text("of the first")
+        atc.setenv("FAKE_ATC", "ok")
+        with pytest.raises(UsageError, match="another build.sh is at work in this folder"):
+            compile_port(port)
+        assert (folder / "atc.log").read_text() == "of the first" and (folder / "handoff.json").read_bytes() == before
+        with pytest.raises(PortError, match="found none"):
+            compile_port(port, record=True)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate(timeout=30)
+    assert compile_port(port).ok
+
+
 def test_an_interrupt_ends_the_compiler_too(port: Path, atc: pytest.MonkeyPatch) -> None:
     atc.setenv("FAKE_ATC", "slow")
     started = port / "targets" / NAME / "started"
     process = subprocess.Popen(
         [sys.executable, "-m", "porting", "compile", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    deadline = time.monotonic() + 60
-    while not started.exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    _wait_for(started, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
     alive = [p for p in Path("/proc").glob("[0-9]*/cwd") if _points_at(p, started.parent)]
     assert alive == []
+
+
+def _wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
 
 
 def _points_at(link: Path, folder: Path) -> bool:

@@ -77,6 +77,7 @@ def test_the_folder_holds_all_that_the_command_names(made: Path) -> None:
         "keep_dtype.cfg",
         "atc.txt",
         "build.sh",
+        "files.sha256",
         "README.txt",
         "handoff.json",
     }
@@ -202,7 +203,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(port: Path) -> None:
 # --- build.sh -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["ok", "host", "outside"])
+@pytest.mark.parametrize("how", ["ok", "large", "host", "outside"])
 def test_a_build_is_recorded_with_its_hashes(folder: Path, tmp_path: Path, how: str) -> None:
     ran = build(folder, how, fake_atc(tmp_path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -210,6 +211,7 @@ def test_a_build_is_recorded_with_its_hashes(folder: Path, tmp_path: Path, how: 
     assert handoff.build is not None and handoff.build["log"]["path"] == LOG
     expected = {
         "ok": ["model.om"],
+        "large": ["model.om"],
         "host": ["model_linux_aarch64.om"],
         "outside": ["model.om", "weight/0.bin"],
     }[how]
@@ -393,10 +395,21 @@ def test_an_empty_model_is_not_recorded_even_with_its_hash(folder: Path, tmp_pat
 
 
 def test_a_model_of_changed_files_is_not_recorded(folder: Path, tmp_path: Path) -> None:
-    (folder / "keep_dtype.cfg").write_bytes(b"m\n")
     assert build(folder, "ok", fake_atc(tmp_path)).returncode == 0
+    (folder / "keep_dtype.cfg").write_bytes(b"m\n")
     with pytest.raises(PortError, match=r"has changed: keep_dtype\.cfg"):
         finish_handoff(folder)
+
+
+@pytest.mark.parametrize("name", ["keep_dtype.cfg", "weights/m.onnx", "model.onnx", "atc.txt"])
+def test_changed_files_are_not_compiled(folder: Path, tmp_path: Path, name: str) -> None:
+    """Also where only the folder is, and no port: build.sh looks by itself."""
+    (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+    done = build(folder, "ok", fake_atc(tmp_path))
+    assert done.returncode == 2 and f"not those that were handed over: {name}: FAILED" in done.stderr
+    (folder / name).unlink()
+    done = build(folder, "ok", fake_atc(tmp_path))
+    assert done.returncode == 2 and name in done.stderr and not (folder / "model.om").exists()
 
 
 def test_a_port_without_hand_offs_has_none(tmp_path: Path) -> None:

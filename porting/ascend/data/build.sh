@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles model.onnx for @SOC@ with atc of Huawei's CANN. README.txt says what is needed.
-# Exit code 0: there is a .om; 1: atc ended with an error, and atc.log says why; 2: used wrongly; 3: no CANN here;
+# Exit code 0: there is a .om; 1: atc ended with an error, and atc.log says why; 2: used wrongly, or files are not those handed over; 3: no CANN here;
 # 4: atc reported no failure and made no .om; 5: it made several; 6: it made an empty one; 128 + n: signal n ended atc.
 set -euo pipefail
 
@@ -12,6 +12,18 @@ fail() { # exit code, what, next
 [[ $# -eq 0 ]] || fail 2 "build.sh takes no arguments" "change the command in a new port: this one is recorded in handoff.json"
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 cd -- "$here" # every path below is relative: atc is documented for plain paths only, and this folder may lie anywhere
+
+# --- the files: those that were handed over ---
+
+changed=$(sha256sum --check --quiet --strict -- files.sha256 2>/dev/null) || # what it prints are the files that differ
+    fail 2 "files are not those that were handed over: ${changed//$'\n'/, }" "copy the folder anew, or make a new port: what is changed here was never compared"
+
+exec 9<. # held until all that is started here has ended
+if command -v flock >/dev/null; then
+    locked=0
+    flock -n -E 75 9 2>/dev/null || locked=$? # another number: this file system has no locks
+    [[ $locked -ne 75 ]] || fail 2 "another build.sh is at work in this folder" "wait for it, or end it"
+fi
 
 # --- the environment: CANN's own, never that of a virtual environment ---
 
