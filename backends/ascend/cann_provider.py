@@ -13,7 +13,7 @@ Everything below was measured with onnxruntime-cann 1.24.4 over a simulated CANN
     keeps weights outside the file as relative paths                    weights are put into the graph, which ends at 2 GiB
     names the shape of a scalar input without a colon                   scalars go in as one number, see cann_provider_graph.py
     compiles every shape anew, and keeps all                            shapes are those of the gears, or fixed
-    If, Loop, Scan: compiled without their branches, and not loaded     refused
+    If, Loop, Scan: compiled without their branches, and not loaded     refused, where sizes do not settle the branch
     other domains, operators and opsets that CANN's parser lacks        refused before the run (the parser's table: documented)
 
 Options after the device's name (`ascend:0,route=cann,precision=fp32`):
@@ -29,19 +29,26 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from porting.backends.ascend.cann_provider_cache import CompiledModels
-from porting.backends.ascend.cann_provider_graph import Prepared, prepared, refused_nodes, stored_precision_of
-from porting.backends.ascend.cann_provider_session import CannSession
-from porting.backends.ascend.cann_provider_setup import EXTRA, PROVIDER, installation, soc_name, toolkit_identity
-from porting.backends.onnxruntime import base_options, import_runtime, open_ort, placement_of, require_version, translated
+from porting.backends.ascend.cann_provider_graph import Prepared, prepared, refused_nodes
+from porting.backends.ascend.cann_provider_session import CannSession, explaining
+from porting.backends.ascend.cann_provider_setup import (
+    EXTRA,
+    PROVIDER,
+    SOURCE,
+    device_index,
+    installation,
+    soc_name,
+    toolkit_identity,
+)
+from porting.backends.onnxruntime import base_options, import_runtime, open_ort, placement_of
 from porting.devices import Device, count_option, require_known_options
 from porting.errors import DeviceUnavailable, RuntimeFailed, UsageError, nearest
 from porting.types import Availability, BackendSession, Program, Unsupported
 from porting.worker import WorkerSession, in_worker
 
 ROUTE = "cann"
+NO_PROVIDER = "create CANN ExecutionProvider fail"  # of onnxruntime; why not, it prints to stderr
 OPTIONS = ("route", "precision", "memory_limit")
 PRECISIONS = {"fp32": ("fp32", False), "fp16": ("fp16", False), "bf16": ("bf16", False), "mixed_fp16": ("fp16", True)}
 
@@ -83,21 +90,13 @@ def prepare_here(program: Program, options: Mapping[str, str]) -> CannSession:
 
     raises: as `prepare`; UsageError for a second session while one is open, or with other options than the first
     """
-    index = int(options.get("index", "0"))
+    index = device_index(options)
     device = f"ascend:{index}"
-    refused = refused_nodes(program)
-    if refused:
-        first = refused[0]
-        raise RuntimeFailed(
-            f"{device} cannot take {len(refused)} nodes, {first.node!r} ({first.op_type}) first: {first.reason}",
-            where="prepare with route=cann",
-        )
     graph = prepared(program)
+    # no release of onnxruntime is asked for (Program.min_runtime): it hands the graph on, and computes no node of it
     runtime = import_runtime(EXTRA)
-    require_version(runtime, program, EXTRA)
-    _start_device(runtime, index, device)
     soc = soc_name()
-    told = {"precision_mode": _precision_mode(program, options, soc)}
+    told = {"precision_mode": _precision_mode(graph, options, soc)}
     _require_first(told)
     provider_options = {
         **told,
@@ -118,7 +117,7 @@ def prepare_here(program: Program, options: Mapping[str, str]) -> CannSession:
         global _told, _open
         _told, _open = told, True
         undo.pop_all()
-    return CannSession(runtime, session, graph, placement, device, index, models, on_close=_closed)
+    return CannSession(runtime, session, graph, placement, device, index, models, soc, _closed)
 
 
 def _precision(options: Mapping[str, str]) -> str:
@@ -138,13 +137,14 @@ def _precision(options: Mapping[str, str]) -> str:
     return chosen
 
 
-def _precision_mode(program: Program, options: Mapping[str, str], soc: str) -> str:
+def _precision_mode(graph: Prepared, options: Mapping[str, str], soc: str) -> str:
     """The provider's word for the precision asked for. raises: RuntimeFailed where the SoC does not compute in it"""
+    from porting.ascend.checking import stored_precision
     from porting.ascend.precision import OLDER, mode_for
     from porting.ascend.soc import find_soc
 
     precision, mixed = PRECISIONS[_precision(options)]
-    mode = mode_for(find_soc(soc), precision, mixed, stored_precision_of(program))
+    mode = mode_for(find_soc(soc), precision, mixed, stored_precision(graph.facts))
     if mode.blocker:
         raise RuntimeFailed(
             f"precision={options['precision']} on {soc}: {mode.blocker}", where="ascend, route=cann", next=mode.next
@@ -174,33 +174,27 @@ def _closed() -> None:
     _open = False
 
 
-def _start_device(runtime: Any, index: int, device: str) -> None:
-    """Load the provider's libraries and take the device. raises: DeviceUnavailable"""
-    try:
-        runtime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cann", index)
-    except Exception as error:
-        text = str(translated(error, device, "prepare")).splitlines()[0]
-        raise DeviceUnavailable(
-            f"{device} does not start: {text[:400]}",
-            where="ascend, route=cann",
-            next="`npu-smi info` lists the devices; source the toolkit's set_env.sh in this shell",
-        ) from error
-
-
 def _opened(runtime: Any, graph: Prepared, provider_options: Mapping[str, str], device: str) -> Any:
     """An InferenceSession on the provider. raises: DeviceUnavailable, InputError, OutOfResources, RuntimeFailed"""
     settings = base_options(runtime)
     # what they fuse before the graph is split is com.microsoft's, which CANN does not know; and the node names would be others than the port's
     settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    session = open_ort(
-        runtime, replace(graph.program, model=graph.model), settings, [(PROVIDER, dict(provider_options))], device
-    )
+    providers = [(PROVIDER, dict(provider_options))]
+    try:
+        with explaining(device):
+            session = open_ort(runtime, replace(graph.program, model=graph.model), settings, providers, device)
+    except RuntimeFailed as error:
+        if NO_PROVIDER not in error.what:
+            raise
+        raise DeviceUnavailable(
+            f"the provider does not load on {device}: {error.what}", where=error.where, next=SOURCE
+        ) from error
     if PROVIDER not in session.get_providers():
         raise DeviceUnavailable(
             f"onnxruntime could not start {PROVIDER} and would have run on {', '.join(session.get_providers())}",
             where=f"prepare on {device}",
-            next="source the toolkit's set_env.sh in this shell",
+            next=SOURCE,
         )
     kept = session.get_provider_options()[PROVIDER]
     differs = {key: kept.get(key) for key, value in provider_options.items() if kept.get(key) != value}

@@ -12,12 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.operators import is_registered
+from porting.backends.ascend.cann_provider_branches import settled
 from porting.backends.onnx_program import node_label, read_model, subgraphs
 from porting.errors import InputError, RuntimeFailed
 from porting.external_data import tensors_in
@@ -58,17 +61,28 @@ class Prepared:
     program: as the provider sees it, but for `model`, which is the caller's: scalar inputs have one dimension
     scalars: inputs that are fed as one number
     nodes:   names of the nodes that have to be placed
+    facts:   of the graph, as the rules read them
     """
 
     model: bytes
     program: Program
     scalars: frozenset[str]
     nodes: tuple[str, ...]
+    facts: GraphFacts
 
 
 def refused_nodes(program: Program) -> list[Unsupported]:
-    """Nodes with branches, of other domains, or without an entry in CANN's ONNX parser for the opset of the graph."""
-    model = read_model(program)
+    """Nodes with branches that sizes do not settle, of other domains, or without an entry in CANN's ONNX parser for the opset of the graph."""
+    return _refused(_whole(program))
+
+
+def _whole(program: Program) -> onnx.ModelProto:
+    """The program's graph, with the branches that its sizes settle."""
+    fixed = {spec.name: spec.shape for spec in program.inputs if all(isinstance(size, int) for size in spec.shape)}
+    return settled(read_model(program), program.gears or ([fixed] if len(fixed) == len(program.inputs) else []))
+
+
+def _refused(model: onnx.ModelProto) -> list[Unsupported]:
     opset = _opset(model)
     found = []
     for node in model.graph.node:
@@ -86,8 +100,11 @@ def refused_nodes(program: Program) -> list[Unsupported]:
 
 
 def prepared(program: Program) -> Prepared:
-    """raises: InputError for a graph that cannot be handed over, and for free sizes without gears; RuntimeFailed for one over 2 GiB"""
-    model = read_model(program)
+    """
+    raises: InputError for a graph that cannot be handed over, and for free sizes without gears
+            RuntimeFailed for nodes that cannot be taken, and for a graph over 2 GiB
+    """
+    model = _whole(program)
     opset = _opset(model)
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise InputError(
@@ -95,8 +112,17 @@ def prepared(program: Program) -> Prepared:
             where=WHERE,
             next="convert for Ascend: `porting port SOURCE --target Ascend910B3` lowers the opset",
         )
+    refused = _refused(model)
+    if refused:
+        first = refused[0]
+        raise RuntimeFailed(
+            f"{len(refused)} nodes cannot be taken, {first.node!r} ({first.op_type}) first: {first.reason}",
+            where=f"prepare, {WHERE}",
+        )
     _require_shapes(program)
     _put_weights_in(model, program)
+    _forget_imports(model)
+    facts = _facts(model)
     named = _name_nodes(model)
     scalars = frozenset(spec.name for spec in program.inputs if spec.shape == ())
     stateful = {pair.input for pair in program.state.pairs}
@@ -107,18 +133,15 @@ def prepared(program: Program) -> Prepared:
     for name in sorted(scalars):
         named.append(_enter_as_one_number(model, name, opset))
     inputs = tuple(replace(spec, shape=(1,)) if spec.name in scalars else spec for spec in program.inputs)
-    return Prepared(_serialised(model), replace(program, inputs=inputs, gears=()), scalars, tuple(named))
+    return Prepared(_serialised(model), replace(program, inputs=inputs, gears=()), scalars, tuple(named), facts)
 
 
-def stored_precision_of(program: Program) -> str:
-    """What the graph computes in by itself: "fp32", "fp16" or "bf16"."""
+def _facts(model: onnx.ModelProto) -> GraphFacts:
     import onnx_ir as ir
 
-    from porting.ascend.checking import stored_precision
-    from porting.ascend.graph_facts import facts_of
     from porting.types import Graph
 
-    return stored_precision(facts_of(Graph(ir.from_proto(read_model(program)))))
+    return facts_of(Graph(ir.from_proto(model)))
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -160,17 +183,29 @@ def _put_weights_in(model: onnx.ModelProto, program: Program) -> None:
             where=WHERE,
             next="route=om: atc reads weights from files",
         )
-    if isinstance(program.model, bytes):
-        return
-    for tensor in outside:
-        try:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(program.model.parent))
-        except Exception as error:  # OSError, and the checks of onnx for paths that leave the folder
-            raise InputError(f"weight {tensor.name!r} cannot be read: {error}", where=str(program.model)) from error
-        if len(tensor.raw_data) != _nbytes(tensor):
-            raise InputError(
-                f"weight {tensor.name!r} has {len(tensor.raw_data)} bytes, expected {_nbytes(tensor)}", where=str(program.model)
-            )
+    if not isinstance(program.model, bytes):
+        for tensor in outside:
+            tensor.raw_data = _bytes_outside(tensor, program.model)
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _bytes_outside(tensor: TensorProto, model: Path) -> bytes:
+    """What lies in another file, beside the model or below it: links between files of a port are hard ones. raises: InputError"""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    where = f"{model}, weight {tensor.name!r}"
+    path = model.parent / place.get("location", "")
+    if not path.resolve().is_relative_to(model.parent.resolve()):
+        raise InputError(f"it lies in {place.get('location')!r}, outside of the folder of the model", where=where)
+    try:
+        with open(path, "rb") as file:
+            file.seek(int(place.get("offset", "0")))
+            data = file.read(_nbytes(tensor))
+    except (OSError, ValueError) as error:
+        raise InputError(f"it cannot be read: {error}", where=where) from error
+    if len(data) != _nbytes(tensor) or int(place.get("length", len(data))) != len(data):
+        raise InputError(f"expected {_nbytes(tensor)} bytes, found {place.get('length', len(data))}", where=where)
+    return data
 
 
 def _nbytes(tensor: TensorProto) -> int:
@@ -178,6 +213,13 @@ def _nbytes(tensor: TensorProto) -> int:
     if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
         return -(-count // 2)
     return count * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+
+
+def _forget_imports(model: onnx.ModelProto) -> None:
+    """Leave the import of ai.onnx: CANN refuses a graph that imports more (E16005, read in its source), and no node left here needs one."""
+    kept = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")][:1]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
 
 
 def _name_nodes(model: onnx.ModelProto) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import tempfile
@@ -17,6 +18,10 @@ from typing import Any
 import numpy as np
 
 from porting.ascend.explanations import Explanation, codes_of_line, explain_code
+from porting.ascend.graph_facts import GraphFacts
+from porting.ascend.rules import judge
+from porting.ascend.soc import find_soc
+from porting.backends.ascend.acl_codes import NO_MEMORY
 from porting.backends.ascend.cann_provider_cache import CompiledModels
 from porting.backends.ascend.cann_provider_graph import Prepared
 from porting.backends.onnxruntime import OrtSession
@@ -26,9 +31,10 @@ from porting.verdict import printable
 
 # "CANN failure 507011: text ; NPU=0 ; hostname=... ; expr=aclmdlExecuteAsync(...)"; onnxruntime, core/providers/cann/cann_call.cc
 _FAILURE = re.compile(r"CANN failure (\d+): (.*?) ; NPU=.*?expr=(\w+(?:::\w+)*)", re.DOTALL)
+_NO_TEXT = "(look for ACL_ERROR_xxx in acl.h)"  # the provider's words for a code that it does not know
 _ARENA = re.compile(r"Available memory of \d+ is smaller than requested bytes of \d+")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_OUT_OF_DEVICE_MEMORY = frozenset({"200000", "207001", "207018"})
+COMPILES = "expr=ge::aclgrph"  # of what the provider prints and throws where parsing or building fails
 _SHOWN = 500  # characters of what the vendor said
 
 
@@ -44,6 +50,7 @@ class CannSession:
         device: str,
         index: int,
         models: CompiledModels,
+        soc: str,
         on_close: Callable[[], None],
     ) -> None:
         """
@@ -52,26 +59,29 @@ class CannSession:
         """
         self.placement = placement
         self._device, self._models, self._on_close = device, models, on_close
-        self._scalars = graph.scalars
+        self._scalars, self._facts, self._soc = graph.scalars, graph.facts, soc
         self._inner: OrtSession | None = OrtSession(runtime, session, graph.program, placement, device, "cann", index)
         self._seen: set[tuple] = set()
-        # open as long as the session
-        self._heard = tempfile.TemporaryFile()  # noqa: SIM115
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
-        with self._explaining():
+        with explaining(self._device):
             return self._require_open().new_state(capacity, batch, grown_from)
 
     def read_state(self, state: State) -> dict[str, np.ndarray]:
-        with self._explaining():
+        with explaining(self._device):
             return self._require_open().read_state(state)
 
     def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
         shapes = tuple((name, array.shape) for name, array in feeds.items())
         if self._scalars:
             feeds = {name: array.reshape(1) if name in self._scalars else array for name, array in feeds.items()}
-        with self._explaining():
-            outputs = self._require_open().run(feeds, state)
+        try:
+            with explaining(self._device):
+                outputs = self._require_open().run(feeds, state)
+        except RuntimeFailed as error:
+            if COMPILES in error.what:
+                raise refused_by_rules(error, self._facts, self._soc) from error
+            raise
         if shapes not in self._seen:  # the run compiled a model
             self._seen.add(shapes)
             self._models.keep()
@@ -83,7 +93,6 @@ class CannSession:
             self._inner.close()
             self._inner = None
             self._models.close()
-            self._heard.close()
             self._on_close()
 
     def _require_open(self) -> OrtSession:
@@ -91,34 +100,71 @@ class CannSession:
             raise UsageError("the session is closed")
         return self._inner
 
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Hear what is printed to stderr, and explain an error by it; where nothing fails it is passed on."""
-        if self._heard.closed:
-            raise UsageError("the session is closed")
-        kept = os.dup(2)
-        os.dup2(self._heard.fileno(), 2)
+
+@contextlib.contextmanager
+def explaining(device: str) -> Iterator[None]:
+    """Hear what is printed to stderr, and explain an error by it; where nothing fails it is passed on. One at a time: stderr is the process's."""
+    with _listening() as heard:
         failed: PortingError | None = None
         try:
             yield
         except PortingError as error:
             failed = error
-        finally:
-            os.dup2(kept, 2)
-            text = self._rewound()
-            if failed is None and text:
-                os.write(kept, text.encode())
-            os.close(kept)
-        if failed is not None:
-            raise explained(failed, f"{text}\n{recent_message()}", self._device) from failed
+            heard.keep = False
+    if failed is not None:
+        raise explained(failed, f"{heard.text}\n{recent_message()}", device) from failed
 
-    def _rewound(self) -> str:
-        size = os.lseek(self._heard.fileno(), 0, os.SEEK_CUR)
-        if not size:
-            return ""
-        text = os.pread(self._heard.fileno(), size, 0).decode(errors="replace")
-        os.lseek(self._heard.fileno(), 0, os.SEEK_SET)
-        return text
+
+class _Heard:
+    """text: what was printed; keep: whether it is passed on"""
+
+    text = ""
+    keep = True
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[_Heard]:
+    heard = _Heard()
+    file, kept = _file(), os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield heard
+    finally:
+        os.dup2(kept, 2)
+        size = os.lseek(file, 0, os.SEEK_CUR)
+        if size:
+            heard.text = os.pread(file, size, 0).decode(errors="replace")
+            os.lseek(file, 0, os.SEEK_SET)
+            if heard.keep:
+                os.write(kept, heard.text.encode())
+        os.close(kept)
+
+
+@functools.cache
+def _file() -> int:
+    """A file without a name, as long as the process: a run of a small model takes less than making one."""
+    with tempfile.TemporaryFile() as made:
+        return os.dup(made.fileno())
+
+
+def refused_by_rules(error: RuntimeFailed, facts: GraphFacts, soc: str) -> RuntimeFailed:
+    """CANN does not compile the graph. Why, it tells the provider, which reads that and throws it away; so what the rules say is said."""
+    found = [finding for finding in judge(facts, find_soc(soc)) if finding.rule.effect == "refuses"]
+    if not found:
+        return RuntimeFailed(
+            f"CANN does not compile the graph, and the provider keeps the reason to itself: {error.what}",
+            where=error.where,
+            next="ASCEND_SLOG_PRINT_TO_STDOUT=1 shows CANN's log; or compile it with atc: route=om",
+        )
+    first = next((finding for finding in found if finding.rule.code), found[0])
+    code, more = first.rule.code or "no code known", f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    meaning = _meaning(code)
+    return RuntimeFailed(
+        f"{code}: CANN does not compile the graph; the provider keeps the reason to itself, and by the rules it is node "
+        f"{printable(first.node or '', 80)!r} ({first.op}): {first.rule.says} ({first.rule.confidence}){more}",
+        where=error.where,
+        next=meaning.do if meaning else "`porting check` lists everything that is in the way",
+    )
 
 
 def recent_message() -> str:
@@ -134,7 +180,7 @@ def recent_message() -> str:
 def explained(error: PortingError, heard: str, device: str) -> PortingError:
     """An error of the provider with the vendor's codes, what they mean and what to do."""
     heard = _COLOURS.sub("", heard)
-    failures = _FAILURE.findall(heard)
+    failures = _FAILURE.findall(f"{heard}\n{error.what}")
     codes = list(dict.fromkeys(code for line in (*heard.splitlines(), error.what) for code in codes_of_line(line)))
     codes += [number for number, _, _ in failures if number not in codes]
     known = [found for found in map(_meaning, codes) if found is not None]
@@ -152,7 +198,7 @@ def explained(error: PortingError, heard: str, device: str) -> PortingError:
     what = "; ".join(filter(None, (calls, f"CANN says: {printable(said, _SHOWN)}" if said else "")))
     if first is None:
         return type(error)(f"{error.what}: {what}", where=error.where, next=f"`porting explain {codes[0]}`")
-    kind = OutOfResources if _OUT_OF_DEVICE_MEMORY & set(codes) else RuntimeFailed
+    kind = OutOfResources if {str(code) for code in NO_MEMORY} & set(codes) else RuntimeFailed
     return kind(
         f"{first.code}: {first.means} ({first.means_status}); {what}", where=error.where or f"run on {device}", next=first.do
     )
@@ -162,7 +208,7 @@ def _told(heard: str) -> Iterator[str]:
     """Lines that carry a code, without the frame that onnxruntime puts around its own."""
     for line in heard.splitlines():
         framed = _FAILURE.search(line)
-        text = framed[2] if framed else line
+        text = framed[2].replace(_NO_TEXT, "") if framed else line
         if (codes_of_line(text) or framed) and text.strip():
             yield text.strip()
 

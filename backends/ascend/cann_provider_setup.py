@@ -5,13 +5,15 @@ Told by metadata and by files: nothing of the vendor's is loaded by looking.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from porting.backends.ascend.acl import load_acl
+from porting.backends.ascend.acl_codes import AclError, error_of
 from porting.backends.onnxruntime import availability
+from porting.devices import require_index
 from porting.distributions import installed_versions, runtime_owners
 from porting.errors import DeviceUnavailable
 from porting.types import Availability
@@ -108,13 +110,22 @@ def _version_files(root: Path) -> Iterator[Path]:
         yield from sorted(path for path in root.glob(pattern) if path.is_file())
 
 
+def device_index(options: Mapping[str, str]) -> int:
+    """raises: DeviceUnavailable for a device that is not there"""
+    try:
+        return require_index("ascend", options, load_acl().device_count())
+    except AclError as error:
+        raise error_of(error, "ascend, route=cann") from error
+
+
 def soc_name() -> str:
-    """What the device calls itself; to be asked once it was started. raises: DeviceUnavailable"""
-    library = ctypes.CDLL(LIBRARIES[0])  # the provider has loaded it: this takes another handle
-    library.aclrtGetSocName.restype = ctypes.c_char_p
-    name = library.aclrtGetSocName()
+    """What the device calls itself. raises: DeviceUnavailable"""
+    try:
+        name = load_acl().soc_name()
+    except AclError as error:
+        raise error_of(error, "ascend, route=cann") from error
     if not name:
         raise DeviceUnavailable(
             "the device does not say which SoC it is", where="aclrtGetSocName", next="`npu-smi info` shows it"
         )
-    return name.decode(errors="replace")
+    return name

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from porting.backends.cann_simulator.build import cache_root
 from porting.backends.cann_simulator.environment import simulated_environment
 from porting.backends.cann_simulator.machine import Machine
 
@@ -57,6 +60,15 @@ def error(function, *arguments, **options):
 def tell(value):
     print("RESULT" + json.dumps(value, default=lambda v: v.tolist()))
 """
+
+
+def use_own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep compiled models of this test from those of others. The simulator's libraries, which take a while to build, stay where they are."""
+    libraries = cache_root()
+    cache = folder / "own_cache" / "porting"
+    cache.mkdir(parents=True)
+    (cache / libraries.name).symlink_to(libraries, target_is_directory=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
 
 
 def child_environment(folder: Path, machine: Machine | None = None, **more: str) -> dict[str, str]:

@@ -128,6 +128,26 @@ def with_if() -> bytes:
     return graph([choice], [("c", BOOL, [1]), ("x", FLOAT, [2, 4])], [("y", FLOAT, [2, 4])])
 
 
+def with_if_on_sizes() -> bytes:
+    """The exporter's squeeze: where axis 0 of Relu(x) is 1 it goes, and y = -that; the condition hangs on the sizes of x alone."""
+    value = helper.make_tensor_value_info
+    squeezed = [node("Squeeze", ["r", "zero"], ["s"], name="squeeze")]
+    branches = {"then_branch": helper.make_graph(squeezed, "yes", [], [value("s", FLOAT, None)])}
+    branches["else_branch"] = helper.make_graph(
+        [node("Identity", ["r"], ["i"], name="keep")], "no", [], [value("i", FLOAT, None)]
+    )
+    nodes = [
+        node("Relu", ["x"], ["r"], name="relu"),
+        node("Shape", ["r"], ["sizes"], name="shape"),
+        node("Gather", ["sizes", "zero"], ["first"], name="gather"),
+        node("Equal", ["first", "one"], ["c"], name="equal"),
+        node("If", ["c"], ["b"], name="choice", **branches),
+        node("Neg", ["b"], ["y"], name="neg"),
+    ]
+    weights = {"zero": np.array([0]), "one": np.array([1])}
+    return graph(nodes, [("x", FLOAT, ["rows", 4])], [("y", FLOAT, None)], weights)
+
+
 def with_loop() -> bytes:
     value = helper.make_tensor_value_info
     nodes = [node("Identity", ["go"], ["on"]), node("Add", ["v", "v"], ["w"])]
@@ -155,3 +175,9 @@ def unregistered() -> bytes:
     nodes.append(node("Identity", ["b"], ["y"], name="last"))
     weights = {"w": np.arange(12, dtype=np.uint8).reshape(4, 3)}
     return graph(nodes, [("x", TensorProto.UINT8, [2, 4])], [("y", TensorProto.INT32, [2, 3])], weights)
+
+
+def refused() -> bytes:
+    """A Clip without bounds, which CANN's parser knows and does not take."""
+    nodes = [node("Relu", ["x"], ["a"], name="relu"), node("Clip", ["a"], ["y"], name="clip")]
+    return graph(nodes, [("x", FLOAT, [2, 4])], [("y", FLOAT, [2, 4])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -15,6 +16,7 @@ from porting.errors import InputError
 from porting.session import Session, open_session
 from porting.types import Program, StatePair, StateSpec
 from tests.ascend_wheels import cann_models as models
+from tests.ascend_wheels.cann_children import use_own_cache
 
 pytestmark = pytest.mark.cann_wheel
 
@@ -23,6 +25,11 @@ DEVICE = "ascend-sim,route=cann,precision={}"
 SAME = 1e-5
 # relative, of outputs of size 1 behind a dozen operators, each rounded to 11 bits
 HALF = 2e-2
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_own_cache(tmp_path, monkeypatch)
 
 
 def opened(program: Program | bytes, precision: str = "fp32") -> Session:

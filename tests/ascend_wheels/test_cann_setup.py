@@ -87,19 +87,19 @@ def test_a_library_that_does_not_load(tmp_path: Path) -> None:
     source = "tell([cann_provider.probe().usable, error(session, models.matmul())])"
     usable, (kind, text) = told(source, tmp_path, ASCEND_HOME_PATH=str(broken.parent), LD_LIBRARY_PATH=str(broken))
     assert usable  # files are all that a probe looks at
-    assert kind == "DeviceUnavailable" and "ascend:0 does not start" in text and "set_env.sh" in text
+    assert kind == "DeviceUnavailable" and "does not load on ascend:0" in text and "set_env.sh" in text
 
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     kind, text = told('tell(error(session, models.matmul(), index="3"))', tmp_path)
-    assert kind == "DeviceUnavailable" and "ascend:3" in text and "npu-smi" in text
+    assert kind == "DeviceUnavailable" and "ascend:3 does not exist: 1 found" in text
 
 
-def test_a_graph_that_needs_a_newer_onnxruntime(tmp_path: Path) -> None:
+def test_what_an_older_onnxruntime_computes_wrongly_does_not_matter(tmp_path: Path) -> None:
+    """It computes nothing here: every node is CANN's."""
     source = """
         from dataclasses import replace
         program = replace(program_from_onnx(models.matmul()), min_runtime={"onnxruntime": "1.28"})
         tell(error(session, program))
     """
-    kind, text = told(source, tmp_path)
-    assert kind == "DeviceUnavailable" and "needs onnxruntime 1.28 or later, 1.24.4 is installed" in text
+    assert told(source, tmp_path) is None

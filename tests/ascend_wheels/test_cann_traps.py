@@ -239,6 +239,8 @@ def test_a_session_that_fell_back_is_refused(tmp_path: Path) -> None:
 def test_a_node_left_to_the_cpu_is_refused(tmp_path: Path) -> None:
     """With enable_cann_subgraph=1 the wheel leaves to the CPU what is not on its list."""
     source = """
+        from porting.backends.ascend import cann_provider_graph
+        cann_provider_graph._refused = lambda model: []
         graph = cann_provider.prepared(program_from_onnx(models.unregistered()))
         split = raw(graph.model, enable_cann_subgraph="1")
         tell([places(split), error(cann_provider.checked_placement, split, graph, "ascend:0"),
@@ -313,6 +315,23 @@ def test_control_flow_is_refused_with_its_reason(tmp_path: Path) -> None:
     assert all(failed is not None for failed in alone)
     for kind, text in (ours_if, ours_loop):
         assert kind == "RuntimeFailed" and "branches apart" in text
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_branch_that_sizes_settle_is_taken(tmp_path: Path, rows: int) -> None:
+    source = f"""
+        from dataclasses import replace
+        program = program_from_onnx(models.with_if_on_sizes())
+        both = replace(program, gears=({{"x": (1, 4)}}, {{"x": (3, 4)}}))
+        s = session(replace(program, gears=({{"x": ({rows}, 4)}},)))
+        y = s.run({{"x": models.normal({rows}, 4)}})["y"]
+        tell([list(y.shape), y, -np.maximum(models.normal({rows}, 4), 0).reshape(y.shape), s.placement, [u.node for u in cann_provider.unsupported(both)]])
+    """
+    shape, found, right, placement, undecided = told(source, tmp_path)
+    assert shape == ([4] if rows == 1 else [3, 4])
+    np.testing.assert_array_equal(found, right)
+    assert set(placement.values()) == {"ascend:0"} and "choice" not in placement
+    assert undecided == ["choice"]  # gears that take different branches
 
 
 def test_free_sizes_need_gears(tmp_path: Path) -> None:
