@@ -84,6 +84,7 @@ CHECKED: dict[str, tuple[Any, ...]] = {
     "aclmdlGetCurOutputDims": (_P, _S, _P),
     "aclmdlDestroyDataset": (_P,),
     "aclmdlAddDatasetBuffer": (_P, _P),
+    "aclGetTensorDescDimV2": (_P, _S, _P),
     "aclmdlGetDynamicBatch": (_P, _P),
     "aclmdlGetDynamicHW": (_P, _S, _P),
     "aclmdlGetInputDynamicGearCount": (_P, _S, _P),
@@ -106,6 +107,8 @@ PLAIN: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "aclmdlGetOutputNameByIndex": (_TEXT, (_P, _S)),
     "aclmdlGetInputSizeByIndex": (_S, (_P, _S)),
     "aclmdlGetOutputSizeByIndex": (_S, (_P, _S)),
+    "aclmdlGetDatasetTensorDesc": (_P, (_P, _S)),
+    "aclGetTensorDescNumDims": (_S, (_P,)),
     "aclmdlGetInputDataType": (ctypes.c_int, (_P, _S)),
     "aclmdlGetOutputDataType": (ctypes.c_int, (_P, _S)),
 }

@@ -63,7 +63,6 @@ class AscendBackend:
 
     def _prepare_om(self, program: Program, options: Mapping[str, str]) -> BackendSession:
         from porting.backends.ascend.om_files import om_for
-        from porting.backends.ascend.om_images import images_for
         from porting.backends.ascend.om_session import open_om
 
         require_known_options(self.name, options, OM_OPTIONS)
@@ -75,7 +74,7 @@ class AscendBackend:
             index = require_index(self.name, options, acl.device_count())
             where = f"{self.name}:{index}"
             found = om_for(program, acl.soc_name(), options)
-            return open_om(acl, index, found.path, program, images_for(program), timeout * 1000)
+            return open_om(acl, index, found.path, program, timeout * 1000)
         except AclError as error:
             raise error_of(error, where) from error
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,11 +24,18 @@ class Bound:
 
     place: in the model's order
     spec:  of the program
+    room:  bytes of its buffer: of the largest gear
     """
 
     place: int
     spec: TensorSpec
     tensor: Tensor
+    room: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model does not know its shape before a run (sizes that hang on numbers)."""
+        return not self.tensor.nbytes and -1 in self.tensor.dims
 
     @property
     def dtype(self) -> np.dtype:
@@ -50,10 +58,13 @@ class Bound:
         return made
 
 
-def bind(program: Program, model: OmModel, pixels: Collection[str]) -> tuple[list[Bound], list[Bound]]:
+def bind(
+    program: Program, model: OmModel, pixels: Collection[str], becomes: Mapping[str, str]
+) -> tuple[list[Bound], list[Bound]]:
     """Inputs and outputs, in the model's order.
 
-    pixels: inputs that AIPP makes, whose shapes are not the model's
+    pixels:  inputs that AIPP makes, whose shapes are not the model's
+    becomes: output -> the input that it is fed as in the next run, which has the same size
     raises: PortError for a model that is not this program's
     """
     inputs = _bound("input", program.inputs, model.inputs, str(model.path))
@@ -62,8 +73,23 @@ def bind(program: Program, model: OmModel, pixels: Collection[str]) -> tuple[lis
         if one.spec.name not in pixels:
             _require_shape("input", one, str(model.path))
     for one in outputs:
-        _require_shape("output", one, str(model.path))
-    return inputs, outputs
+        if not one.is_open:
+            _require_shape("output", one, str(model.path))
+    return inputs, [_with_room(one, becomes, inputs, str(model.path)) if one.is_open else one for one in outputs]
+
+
+def _with_room(one: Bound, becomes: Mapping[str, str], inputs: Sequence[Bound], where: str) -> Bound:
+    """An output whose size the model does not know: the program does, or it has that of the input that it becomes. raises: PortError"""
+    room = next((other.room for other in inputs if other.spec.name == becomes.get(one.spec.name)), 0)
+    if all(isinstance(dim, int) for dim in one.spec.shape):
+        room = math.prod(one.spec.shape) * one.tensor.dtype.itemsize  # type: ignore[arg-type]
+    if not room:
+        raise PortError(
+            f"output {one.spec} has a size that is not known before the model runs",
+            where=where,
+            next="cut the model before it: --outputs; `porting check` names what its size hangs on",
+        )
+    return replace(one, room=room)
 
 
 def _bound(kind: str, specs: Sequence[TensorSpec], tensors: Sequence[Tensor], where: str) -> list[Bound]:
@@ -85,7 +111,9 @@ def _bound(kind: str, specs: Sequence[TensorSpec], tensors: Sequence[Tensor], wh
             where=f"{where} has {theirs}",
             next="compile the hand-off of this port again, or give the .om that was made from it",
         )
-    bound = [Bound(place, spec, tensors[place]) for spec in specs if (place := found[spec.name]) is not None]
+    bound = [
+        Bound(place, spec, tensors[place], tensors[place].nbytes) for spec in specs if (place := found[spec.name]) is not None
+    ]
     for one in bound:
         if one.dtype != one.tensor.dtype and {one.dtype, one.tensor.dtype} != {HALF, SINGLE}:
             raise _misfit(kind, one, where)

@@ -89,7 +89,7 @@ class Holder:
     def allocate(self, nbytes: int) -> int:
         """An address on the device, which `free` gives back. raises: AclError"""
         address = ctypes.c_void_p()
-        doing = f"allocate {nbytes / MIB:.3g} MiB on the device"
+        doing = f"allocate {in_words(nbytes)} on the device"
         self.acl.check("aclrtMalloc", ctypes.byref(address), max(nbytes, 1), HUGE_FIRST, doing=doing)
         return int(address.value or 0)
 
@@ -106,7 +106,7 @@ class Holder:
     def pinned(self, nbytes: int) -> np.ndarray:
         """Bytes of the host that copies run beside; until `close`. raises: AclError"""
         acl, address = self.acl, ctypes.c_void_p()
-        doing = f"pin {nbytes / MIB:.3g} MiB of the host's memory"
+        doing = f"pin {in_words(nbytes)} of the host's memory"
         acl.check("aclrtMallocHost", ctypes.byref(address), max(nbytes, 1), doing=doing)
         self.keep("pinned memory", lambda: acl.check("aclrtFreeHost", address, doing="free pinned memory"))
         return np.ctypeslib.as_array((ctypes.c_uint8 * max(nbytes, 1)).from_address(int(address.value or 0)))[:nbytes]
@@ -123,7 +123,7 @@ class Holder:
 
     def _copy(self, to: int, room: int, source: int, nbytes: int, kind: int, way: str) -> None:
         if nbytes:
-            doing = f"copy {nbytes / MIB:.3g} MiB {way} the device"
+            doing = f"copy {in_words(nbytes)} {way} the device"
             self.acl.check("aclrtMemcpyAsync", to, room, source, nbytes, kind, self.stream, doing=doing)
 
     def wait(self) -> None:
@@ -154,3 +154,18 @@ class DataSet:
     def put(self, index: int, address: int, nbytes: int) -> None:
         """Another address for a buffer. raises: AclError"""
         self._acl.check("aclUpdateDataBuffer", self._buffers[index], address, nbytes, doing="put a buffer into a data set")
+
+    def dims(self, index: int) -> tuple[int, ...]:
+        """The shape that a run gave to a buffer of its outputs. raises: AclError"""
+        acl = self._acl
+        described = acl.made("aclmdlGetDatasetTensorDesc", self.handle, index, doing="ask for the shape of an output")
+        found = []
+        for axis in range(acl.ask("aclGetTensorDescNumDims", described)):
+            size = ctypes.c_int64()
+            acl.check("aclGetTensorDescDimV2", described, axis, ctypes.byref(size), doing="ask for the shape of an output")
+            found.append(size.value)
+        return tuple(found)
+
+
+def in_words(nbytes: int) -> str:
+    return f"{nbytes / MIB:.4g} MiB" if nbytes >= MIB else f"{nbytes} bytes"

@@ -25,11 +25,13 @@ from porting.backends.ascend.acl import Acl
 from porting.backends.ascend.acl_codes import BROKEN, AclError, error_of
 from porting.backends.ascend.om_binding import Bound, bind
 from porting.backends.ascend.om_buffers import DataSet, Holder
-from porting.backends.ascend.om_images import handed_to_aipp, shape_in_model
+from porting.backends.ascend.om_files import port_of
+from porting.backends.ascend.om_images import handed_to_aipp, images_for, shape_in_model
 from porting.backends.ascend.om_model import OmModel, Shape
 from porting.backends.onnx_program import node_label, read_model
 from porting.errors import InputError, PortError, RuntimeFailed
 from porting.gear_runs import shown
+from porting.port_folder import open_port
 from porting.state import filled, state_buffers
 from porting.types import Program, State
 
@@ -57,6 +59,7 @@ class OmSession:
         model: OmModel,
         program: Program,
         images: Mapping[str, ImageInput],
+        becomes: Mapping[str, str],
         device: str,
         placement: Mapping[str, str],
     ) -> None:
@@ -69,7 +72,7 @@ class OmSession:
         self._closed = False
         self._broken = ""
         self._images = images
-        self._inputs, self._outputs = bind(program, model, images)
+        self._inputs, self._outputs = bind(program, model, images, becomes)
         self._pixels = {one.place for one in self._inputs if one.spec.name in images}
         self._pairs = {pair.input: pair for pair in program.state.pairs}
         self._of_output = {pair.output: pair.input for pair in program.state.pairs}
@@ -84,7 +87,7 @@ class OmSession:
         self._memory: dict[str, tuple[int, int, np.ndarray]] = {}  # name -> address, bytes, pinned bytes
         for data, bound, carried in ((self._read, self._inputs, self._pairs), (self._written, self._outputs, self._of_output)):
             for one in bound:
-                nbytes = one.tensor.nbytes
+                nbytes = one.room
                 if one.spec.name in carried:
                     data.add(0, 0)  # every run has its own
                     continue
@@ -156,17 +159,18 @@ class OmSession:
             holder.to_device(address, nbytes, pinned[: array.nbytes])
         for one in self._inputs:
             if one.spec.name in carried:
-                self._read.put(one.place, carried[one.spec.name].read, one.tensor.nbytes)
+                self._read.put(one.place, carried[one.spec.name].read, one.room)
         for one in self._outputs:
             if one.spec.name in self._of_output:
-                self._written.put(one.place, carried[self._of_output[one.spec.name]].write, one.tensor.nbytes)
+                self._written.put(one.place, carried[self._of_output[one.spec.name]].write, one.room)
         model.set_gear(self._read, values)
         model.execute(self._read, self._written)
-        shapes = {one.spec.name: model.output_dims(one.place) for one in self._outputs}
+        shapes = {one.spec.name: model.output_dims(one.place) for one in self._outputs if not one.is_open}
         for one in self._plain_outputs():
             address, _, pinned = self._memory[one.spec.name]
-            holder.to_host(pinned[: _nbytes(one, shapes)], address)
+            holder.to_host(pinned if one.is_open else pinned[: _nbytes(one, shapes)], address)
         holder.wait()
+        shapes |= {one.spec.name: self._written.dims(one.place) for one in self._outputs if one.is_open}
         outputs = {}
         for one in self._plain_outputs():
             pinned = self._memory[one.spec.name][2][: _nbytes(one, shapes)]
@@ -211,7 +215,7 @@ class OmSession:
     def _on_device(self, one: Bound, array: np.ndarray) -> Carried:
         """raises: AclError, InputError"""
         output = next(o for o in self._outputs if self._of_output.get(o.spec.name) == one.spec.name)
-        room = max(one.tensor.nbytes, output.tensor.nbytes)
+        room = max(one.room, output.room)
         made = np.ascontiguousarray(one.for_model(array)).reshape(-1).view(np.uint8)
         if made.nbytes > room or one.tensor.dtype != output.tensor.dtype:
             raise InputError(
@@ -248,7 +252,7 @@ class OmSession:
     def _staged(self, nbytes: int) -> np.ndarray:
         """Pinned memory for the largest piece of state, made when it is first needed. raises: AclError"""
         if self._staging is None:
-            most = [one.tensor.nbytes for one in self._inputs if one.spec.name in self._pairs]
+            most = [one.room for one in self._inputs if one.spec.name in self._pairs]
             self._staging = self._holder.pinned(max([nbytes, *most]))
         return self._staging[:nbytes]
 
@@ -316,10 +320,9 @@ def _nbytes(one: Bound, shapes: Mapping[str, Shape]) -> int:
     return math.prod(shapes[one.spec.name]) * one.tensor.dtype.itemsize
 
 
-def open_om(acl: Acl, index: int, path: Path, program: Program, images: Mapping[str, ImageInput], timeout_ms: int) -> OmSession:
+def open_om(acl: Acl, index: int, path: Path, program: Program, timeout_ms: int) -> OmSession:
     """Load a compiled model on a device.
 
-    images:     inputs of the program that are pixels
     timeout_ms: of a run
     raises:     AclError, PortError, DeviceUnavailable
     """
@@ -327,9 +330,14 @@ def open_om(acl: Acl, index: int, path: Path, program: Program, images: Mapping[
     placement = {
         node_label(node): device for node in read_model(program).graph.node
     }  # AscendCL tells no more: an .om is one task
+    port = port_of(program)
+    carried = (
+        open_port(port).program() if port else program
+    ).state.pairs  # of the port, also where a program leaves its state to the caller
+    becomes = {pair.output: pair.input for pair in carried}
     holder = Holder(acl, index, timeout_ms)
     try:
-        return OmSession(holder, OmModel(holder, path), program, images, device, placement)
+        return OmSession(holder, OmModel(holder, path), program, images_for(program), becomes, device, placement)
     except BaseException:
         with contextlib.suppress(AclError):
             holder.close()
