@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -260,10 +261,11 @@ def _narrow_inputs(graph: OmGraph, types: Types, names: set[str], form: Format, 
 
 
 def _narrowed(node: onnx.NodeProto, place: int, form: Format, clip: bool) -> list[onnx.NodeProto]:
-    name, made = f"{PREFIX}read/{node.name}/{place}", []
+    name = f"{PREFIX}read/{node.name}/{place}"
+    made: list[onnx.NodeProto] = []
     source = node.input[place]
 
-    def add(kind: str, inputs: Sequence[str], **attributes: object) -> str:
+    def add(kind: str, inputs: Sequence[str], **attributes: Any) -> str:
         output = f"{name}/{len(made)}"
         made.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output

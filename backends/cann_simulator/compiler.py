@@ -21,7 +21,6 @@ from porting.ascend.checking import stored_precision
 from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.rules import Finding, judge
 from porting.ascend.soc import find_soc
-from porting.backends.cann_simulator.aipp_input import image_specs
 from porting.backends.cann_simulator.arithmetic import (
     JUDGED_AS,
     exceptions_of,
@@ -29,7 +28,7 @@ from porting.backends.cann_simulator.arithmetic import (
     with_arithmetic,
 )
 from porting.backends.cann_simulator.integer_layers import has_integer_layers, lower_integer_layers
-from porting.backends.cann_simulator.machine import Gear, IoSpec, Machine, Refused
+from porting.backends.cann_simulator.machine import Machine, Refused
 from porting.backends.cann_simulator.misread import GUESSED, misread
 from porting.backends.cann_simulator.om_file import Aipp, Arithmetic, OmHeader, write_om
 from porting.backends.cann_simulator.om_graph import (
@@ -38,14 +37,13 @@ from porting.backends.cann_simulator.om_graph import (
     Types,
     forget_shapes,
     om_graph,
-    output_dims,
     set_shapes,
     types_of,
 )
-from porting.backends.cann_simulator.om_types import ACL_TYPES, OUTPUT_TYPES, itemsize_of
+from porting.backends.cann_simulator.om_sizes import InOut, declared_dims, gears_of, memory_of, require_sound
 from porting.backends.cann_simulator.options import Shapes, atc_options, files_of, refused, shapes_from
 from porting.backends.cann_simulator.placement import ai_cpu_nodes
-from porting.errors import InputError, PortingError, UsageError
+from porting.errors import InputError, UsageError
 from porting.types import Graph
 
 CODE_SAID = ("documented", "read in source")  # confidences with which a rule's code is not a guess
@@ -140,15 +138,15 @@ def _finished(made: Compilation) -> bytes:
     graph.take_out()
     if ignored or in_float:
         forget_shapes(graph.proto.graph)
-    _dry_run(graph.proto, {value.name: _dims_of(value) for value in fed})
+    require_sound(graph.proto, {value.name: declared_dims(value) for value in fed})
     types = types_of(graph)
     _require_types(graph.proto, types)
     outputs = [(value.name, types.get(value.name, (0, None))[0]) for value in graph.proto.graph.output]
-    specs = _InOut([(v.name, v.type.tensor_type.elem_type, _dims_of(v)) for v in fed], outputs, made.options)
+    specs = InOut([(v.name, v.type.tensor_type.elem_type, declared_dims(v)) for v in fed], outputs, made.options)
     aipp = _aipp(made, specs)
-    gears, kind = _gears(graph.proto, made.shapes, specs)
+    gears, kind = gears_of(graph.proto, made.shapes, specs)
     largest = max((gear.inputs for gear in gears), key=lambda dims: sum(map(math.prod, dims)), default=())
-    weight_bytes, work_bytes = _memory(graph.proto, made.precision, largest, specs)
+    weight_bytes, work_bytes = memory_of(graph.proto, made.precision, largest, specs)
     arithmetic = with_arithmetic(
         graph,
         types,
@@ -202,7 +200,7 @@ def _facts(proto: onnx.ModelProto) -> GraphFacts:
         raise Refused(CANNOT_LOAD, f"E10041: the model cannot be loaded: {str(error)[:200]}") from error
     with suppress(
         Exception
-    ):  # onnx's own classes, where shapes do not hang together: rules speak first, and `_dry_run` tells of it
+    ):  # onnx's own classes, where shapes do not hang together: rules speak first, and `require_sound` tells of it
         infer_shapes.change(model)
     return facts_of(Graph(model))
 
@@ -263,16 +261,14 @@ def _set_inputs(proto: onnx.ModelProto, shapes: Shapes) -> None:
                 True,
             )
     free = [
-        n for n, v in inputs.items() if n not in shapes.named and -1 in _dims_of(v) and v.type.tensor_type.HasField("shape")
+        n
+        for n, v in inputs.items()
+        if n not in shapes.named and -1 in declared_dims(v) and v.type.tensor_type.HasField("shape")
     ]
     if free:
         raise Refused(CANNOT_LOAD, f"E10007: --input_shape is needed: {free[0][:200]!r} has free dimensions")
     set_shapes(proto, shapes.named, COMMON_GEAR if shapes.kind == "batch" else "")
     forget_shapes(proto.graph)
-
-
-def _dims_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
 
 
 def _require_types(proto: onnx.ModelProto, types: Types) -> None:
@@ -281,7 +277,7 @@ def _require_types(proto: onnx.ModelProto, types: Types) -> None:
         raise Refused(CANNOT_LOAD, f"E19999: the dtype of {unknown[0][:200]!r} is not known, and so not how it is rounded")
 
 
-def _aipp(made: Compilation, specs: _InOut) -> Aipp | None:
+def _aipp(made: Compilation, specs: InOut) -> Aipp | None:
     """raises: Refused, E10052"""
     if "insert_op_conf" not in made.files:
         return None
@@ -294,116 +290,3 @@ def _aipp(made: Compilation, specs: _InOut) -> Aipp | None:
     except InputError as error:
         raise Refused(CANNOT_LOAD, f"E10052: --insert_op_conf: {error.what}", True) from error
     return Aipp(text, channels)
-
-
-# --- sizes --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _InOut:
-    """
-    inputs:  name, element type and dims that are fed
-    outputs: name and element type
-    """
-
-    inputs: Sequence[tuple[str, int, tuple[int, ...]]]
-    outputs: Sequence[tuple[str, int]]
-    options: Mapping[str, str]
-
-    def described(
-        self, proto: onnx.ModelProto, gears: tuple[Gear, ...], kind: str, aipp: Aipp | None
-    ) -> tuple[tuple[IoSpec, ...], tuple[IoSpec, ...], tuple[Gear, ...]]:
-        """What a client is told; of gears also what AIPP makes of their inputs."""
-        halves = {part.partition(":")[0] for part in self.options.get("input_fp16_nodes", "").split(";")}
-        kinds = [TensorProto.FLOAT16 if name in halves else elem for name, elem, _ in self.inputs]
-        inputs = [_io(name, ACL_TYPES.get(elem), dims) for (name, _, dims), elem in zip(self.inputs, kinds, strict=True)]
-        outputs = self._outputs(proto)
-        if gears:
-            inputs = [_of_gears(spec, [gear.inputs[i] for gear in gears]) for i, spec in enumerate(inputs)]
-            outputs = [_of_gears(spec, [gear.outputs[i] for gear in gears]) for i, spec in enumerate(outputs)]
-        if aipp is not None:
-            inputs, gears = image_specs(aipp, inputs, gears)
-        return tuple(inputs), tuple(outputs), gears
-
-    def _outputs(self, proto: onnx.ModelProto) -> list[IoSpec]:
-        said = _output_types(self.options.get("output_type", ""), [name for name, _ in self.outputs])
-        dims = output_dims(proto, {name: dims for name, _, dims in self.inputs})
-        return [
-            _io(name, said.get(name, ACL_TYPES.get(elem)), found)
-            for (name, elem), found in zip(self.outputs, dims, strict=True)
-        ]
-
-
-def _output_types(text: str, names: Sequence[str]) -> dict[str, int]:
-    """--output_type: one for all, or name:0:FP16;..., in the order of the outputs. raises: Refused, E10001"""
-    if not text:
-        return {}
-    parts = text.split(";")
-    kinds = [OUTPUT_TYPES.get(part.rpartition(":")[2]) for part in parts]
-    if None in kinds or (":" in text and len(parts) != len(names)):
-        raise Refused(CANNOT_LOAD, f"E10001: --output_type: {text[:200]!r} is not one type, or one for each output", True)
-    return dict(zip(names, kinds if ":" in text else kinds * len(names), strict=True))  # type: ignore[arg-type]
-
-
-def _io(name: str, kind: int | None, dims: tuple[int, ...]) -> IoSpec:
-    if kind is None:
-        raise Refused(CANNOT_LOAD, f"EZ3002: {name[:200]!r} is of a dtype that AscendCL has no number for")
-    return IoSpec(name, kind, dims, 0 if -1 in dims else math.prod(dims) * itemsize_of(kind))
-
-
-def _of_gears(spec: IoSpec, shapes: Sequence[tuple[int, ...]]) -> IoSpec:
-    dims = tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
-    return IoSpec(spec.name, spec.acl_dtype, dims, max(math.prod(shape) for shape in shapes) * itemsize_of(spec.acl_dtype))
-
-
-def _gears(proto: onnx.ModelProto, shapes: Shapes, specs: _InOut) -> tuple[tuple[Gear, ...], str]:
-    """Each gear with the dims of its outputs. raises: Refused for a gear that the model does not take, or whose outputs have no fixed size"""
-    made = []
-    for gear in shapes.gears:
-        full = {name: gear.get(name, dims) for name, _, dims in specs.inputs}
-        try:
-            outputs = output_dims(proto, full, strict=True)
-        except Exception as error:  # onnx's own classes
-            raise Refused(CANNOT_LOAD, f"E14001: a gear does not fit the model: {str(error)[-300:]}") from error
-        if any(-1 in dims for dims in outputs):
-            raise Refused(CANNOT_LOAD, "E19999: sizes of outputs are not known from those of inputs, and gears need them")
-        inputs = tuple(full[name] for name, _, _ in specs.inputs)
-        made.append(Gear(_values(shapes, inputs, specs), inputs, outputs))
-    return tuple(made), shapes.kind
-
-
-def _dry_run(proto: onnx.ModelProto, fed: Mapping[str, tuple[int, ...]]) -> None:
-    """Whether shapes hang together. raises: Refused"""
-    try:
-        output_dims(proto, {name: dims for name, dims in fed.items() if -1 not in dims}, strict=True)
-    except Exception as error:  # onnx's own classes
-        raise Refused(CANNOT_LOAD, f"E14001: shapes of the model do not hang together: {str(error)[-300:]}") from error
-
-
-def _values(shapes: Shapes, inputs: Sequence[tuple[int, ...]], specs: _InOut) -> tuple[int, ...]:
-    """What a client says to take a gear."""
-    if shapes.kind == "dims":
-        return tuple(size for dims in inputs for size in dims)
-    free = next(
-        tuple(size for size, open_ in zip(dims, shapes.named[name], strict=True) if open_ == -1)
-        for (name, _, _), dims in zip(specs.inputs, inputs, strict=True)
-        if -1 in shapes.named.get(name, ())
-    )
-    return free
-
-
-def _memory(proto: onnx.ModelProto, precision: str, largest: Sequence[tuple[int, ...]], specs: _InOut) -> tuple[int, int]:
-    """Bytes of weights and of work memory, at least: what lies beside the buffers that a client makes."""
-    import onnx_ir as ir
-
-    from porting.ascend.memory import memory_bound
-
-    sized = onnx.ModelProto()
-    sized.CopyFrom(proto)
-    if largest:
-        set_shapes(sized, {name: dims for (name, _, _), dims in zip(specs.inputs, largest, strict=True)})
-    try:
-        bound = memory_bound(Graph(ir.serde.deserialize_model(sized)), precision)
-    except (PortingError, ValueError, KeyError, TypeError) as error:
-        raise Refused(CANNOT_LOAD, f"E19999: what memory the model takes is not known: {str(error)[:200]}") from error
-    return bound.weights, bound.fullest.nbytes

@@ -7,6 +7,8 @@ Products are of bytes without a sign, so that no kernel adds two of them in 16 b
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -119,7 +121,7 @@ class _Steps:
         self._graph, self._name = graph, name
         self.nodes: list[onnx.NodeProto] = []
 
-    def add(self, kind: str, inputs: list[str], output: str = "", **attributes: object) -> str:
+    def add(self, kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         name = f"{self._name}/{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output or name], name=name, **attributes))
         return output or name
