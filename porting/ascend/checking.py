@@ -14,7 +14,7 @@ from typing import Any
 from porting.ascend.cuts import advice
 from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.pass_comparison import PassComparison
-from porting.ascend.precision import Mode, cube_takes_fp32, mode_for
+from porting.ascend.precision import Mode, cube_takes_fp32, in_release, mode_for
 from porting.ascend.rules import Finding, judge
 from porting.ascend.soc import Soc
 from porting.ascend.work import share_of
@@ -113,7 +113,7 @@ def judged(
     mended = [f for f in before if f.rule.effect in BLOCKING and (f.rule.id, f.node) not in left]
     blocking = [f for f in after if f.rule.effect in BLOCKING]
     noted = [f for f in after if f.rule.effect not in BLOCKING]
-    mode = mode_for(soc, precision, stored=stored_precision(facts))
+    mode = in_release(mode_for(soc, precision, stored=stored_precision(facts)), cann)
     return Judged(soc, cann, precision, mode, lowered, facts, applied, mended, blocking, noted)
 
 

@@ -15,9 +15,9 @@ Sources: ATC's pages on --precision_mode_v2, --keep_dtype, --modify_mixlist, --c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from porting.ascend.soc import Soc
+from porting.ascend.soc import Soc, release_order
 from porting.errors import UsageError, nearest
 from porting.targets import PRECISIONS
 
@@ -34,6 +34,9 @@ OLDER = {
     MIXED_FP16: "allow_mix_precision_fp16",
     MIXED_BF16: "allow_mix_precision_bf16",
 }
+OPTION_SINCE = (
+    "6.3.RC2"  # hiascend.com canncommercial/63RC2: atctool, --precision_mode_v2; no page of an older release was read
+)
 # keep_dtype says that origin ignores it; modify_mixlist changes lists that only the mixed modes read; the other two name no mode that ignores them
 HONOURS = {
     ORIGIN: (CUSTOMIZE_DTYPES, OP_PRECISION_MODE),
@@ -119,6 +122,13 @@ def mode_for(soc: Soc, precision: str, mixed: bool = False, stored: str = "fp32"
     )
 
 
+def in_release(mode: Mode, release: str | None) -> Mode:
+    """The mode as it is told for a release of CANN: without the older spelling where the documents of that release have this one. None: any."""
+    if release is None or release_order(release) < release_order(OPTION_SINCE):
+        return mode
+    return replace(mode, notes=tuple(note for note in mode.notes if note != _older(mode.value)))
+
+
 def cube_takes_fp32(soc: Soc) -> bool | None:
     """Whether the matrix unit multiplies fp32; None where the sources do not say: their lists of intrinsics are not complete."""
     if soc.family in _CUBE_FP16_ONLY:
@@ -134,9 +144,15 @@ def cannot_keep(soc: Soc, op: str) -> str:
 
 
 def _mode(value: str, notes: tuple[str, ...], confidence: str, **more: str) -> Mode:
-    older = f"an atc that has no --{OPTION} spells it --precision_mode={OLDER[value]}; never give both"
     source = more.pop("source", MODES_PAGE)
-    return Mode(OPTION, value, HONOURS[value], (*notes, older), source, confidence, **more)
+    return Mode(OPTION, value, HONOURS[value], (*notes, _older(value)), source, confidence, **more)
+
+
+def _older(value: str) -> str:
+    return (
+        f"an atc that has no --{OPTION} spells it --precision_mode={OLDER[value]}; never give both "
+        f"(the oldest page that was read and has --{OPTION} is of CANN {OPTION_SINCE})"
+    )
 
 
 def _fp32(soc: Soc, stored: str) -> Mode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from porting.ascend.precision import MODE_CONFIDENCES, SIDE_FILES, cannot_keep, cube_takes_fp32, mode_for
+from porting.ascend.precision import MODE_CONFIDENCES, SIDE_FILES, cannot_keep, cube_takes_fp32, in_release, mode_for
 from porting.ascend.soc import find_soc
 from porting.errors import UsageError
 from porting.targets import PRECISIONS, all_targets
@@ -63,6 +63,15 @@ def test_every_target_and_precision_is_explicit() -> None:
             assert bool(mode.blocker) == bool(mode.next), "what blocks says what to take instead"
             assert any("--precision_mode=" in note for note in mode.notes)
             assert ("keep_dtype" in mode.honours) == (not mode.keeps_graph)
+
+
+@pytest.mark.parametrize(("release", "told"), [(None, True), ("6.0.1", True), ("6.3.RC2", False), ("8.5.0", False)])
+def test_the_older_spelling_is_told_where_no_document_of_the_release_has_the_newer(release: str | None, told: bool) -> None:
+    for soc, precision in ((A2, "fp32"), (P310, "fp16")):
+        mode = mode_for(find_soc(soc), precision)
+        notes = in_release(mode, release).notes
+        assert any("--precision_mode=" in note for note in notes) == told
+        assert set(notes) <= set(mode.notes) and len(mode.notes) - len(notes) == (not told)
 
 
 def test_quantised_layers_are_not_combined_with_a_high_precision() -> None:
