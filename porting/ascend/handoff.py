@@ -310,7 +310,7 @@ def _is_host_om(name: str) -> bool:
     return name.startswith(f"{OUTPUT}_linux_") and name.endswith(".om")
 
 
-def partial(om: Path) -> str:
+def not_whole(om: Path) -> str:
     """What shows that a compiled model is not whole, in a phrase; "" where nothing does.
 
     source: hicann/ge, model_parser_base: a model is loaded where its size is that of the header and of what the header says. A file that
@@ -342,8 +342,8 @@ def finish_handoff(folder: Path) -> Handoff:
         found = ", ".join(om) or "none"
         raise PortError(f"expected one compiled model, found {found}", where=str(folder), next=f"run `bash {BUILD}` there")
     entries = [_entry(folder, name) for name in made]
-    if wrong_size := partial(folder / om[0]):
-        raise PortError(f"{om[0]} {wrong_size}", where=str(folder), next=f"run `bash {BUILD}` there again")
+    if why := not_whole(folder / om[0]):
+        raise PortError(f"{om[0]} {why}", where=str(folder), next=f"run `bash {BUILD}` there again")
     written = _hashes(folder / HASHES)
     wrong = [e["path"] for e in entries if written.get(e["path"]) != e["sha256"]]
     if wrong or written.keys() != {e["path"] for e in entries}:

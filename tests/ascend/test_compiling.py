@@ -196,12 +196,14 @@ def test_two_do_not_compile_in_one_folder(port: Path, atc: pytest.MonkeyPatch) -
     folder = port / "targets" / NAME
     before = (folder / "handoff.json").read_bytes()
     atc.setenv("FAKE_ATC", "slow")
-    first = subprocess.Popen(["bash", "build.sh"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    first = subprocess.Popen(
+        ["bash", "build.sh"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
         _wait_for(folder / "started", first)
         (folder / "atc.log").write_text("of the first")
         atc.setenv("FAKE_ATC", "ok")
-        with pytest.raises(UsageError, match="another build.sh is at work in this folder"):
+        with pytest.raises(UsageError, match=r"another build\.sh is at work in this folder"):
             compile_port(port)
         assert (folder / "atc.log").read_text() == "of the first" and (folder / "handoff.json").read_bytes() == before
         with pytest.raises(PortError, match="found none"):
