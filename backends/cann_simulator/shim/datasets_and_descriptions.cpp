@@ -7,9 +7,9 @@
 
 namespace sim {
 
-Handles<TensorDesc> tensor_descs(TENSOR_DESC);
-Handles<Buffer> buffers(BUFFER);
-Handles<Dataset> datasets(DATASET);
+Handles<TensorDesc>& tensor_descs = *new Handles<TensorDesc>(TENSOR_DESC);
+Handles<Buffer>& buffers = *new Handles<Buffer>(BUFFER);
+Handles<Dataset>& datasets = *new Handles<Dataset>(DATASET);
 
 size_t size_of(int dtype) {
   switch (dtype) {

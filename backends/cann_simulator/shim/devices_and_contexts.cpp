@@ -9,7 +9,7 @@
 #include "simulator.h"
 
 namespace sim {
-Handles<Context> contexts(CONTEXT);
+Handles<Context>& contexts = *new Handles<Context>(CONTEXT);
 
 namespace {
 
@@ -23,7 +23,7 @@ bool started = false;
 uint64_t references = 0;
 bool report_due = false;
 pid_t owner = 0;  // a forked child writes no report: what it holds is its parent's
-std::map<int, Device> devices;
+std::map<int, Device>& devices = *new std::map<int, Device>;
 thread_local void* current = nullptr;
 
 void write_report(bool finalised) {

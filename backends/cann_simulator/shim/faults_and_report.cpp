@@ -11,8 +11,12 @@
 namespace sim {
 namespace {
 
-thread_local std::string last_error;
-thread_local std::string handed_out;  // what the pointer given to the client stands on
+thread_local bool over = false;  // this thread is ending: its texts are gone, and destructors of others may still call
+struct Texts {
+  std::string last, handed_out;  // handed_out: what the pointer given to the client stands on
+  ~Texts() { over = true; }
+};
+thread_local Texts texts;
 std::atomic<uint64_t> executions{0}, loads{0};
 
 struct Leak {
@@ -30,7 +34,7 @@ Settings& settings() {
 }
 
 aclError fail(aclError code, const std::string& text) {
-  last_error = text;
+  if (!over) texts.last = text;
   trace("  answered %d: %s", code, text.c_str());
   return code;
 }
@@ -39,7 +43,7 @@ aclError guess(aclError code, const std::string& text) { return fail(code, text 
 
 std::string take_error() {
   std::string text;
-  text.swap(last_error);
+  if (!over) text.swap(texts.last);
   return text;
 }
 
@@ -111,8 +115,9 @@ std::string report_text(bool finalised) {
 }  // namespace sim
 
 API const char* aclGetRecentErrMsg() {
-  sim::handed_out = sim::take_error();
-  return sim::handed_out.empty() ? nullptr : sim::handed_out.c_str();
+  if (sim::over) return nullptr;
+  sim::texts.handed_out = sim::take_error();
+  return sim::texts.handed_out.empty() ? nullptr : sim::texts.handed_out.c_str();
 }
 
 API size_t cannsim_report(char* text, size_t capacity) {  // bytes the whole text needs, its end included

@@ -60,7 +60,7 @@ namespace {
 
 std::mutex initialising;
 bool initialised = false;
-std::map<std::string, std::string> of_process;  // the options of the first who initialised: they hold for all
+std::map<std::string, std::string>& of_process = *new std::map<std::string, std::string>;  // the options of the first who initialised: they hold for all
 
 void note(const char* function, const Options& options) {
   for (auto& option : options) CALLED("%s %s=%s", function, option.first.GetString(), option.second.GetString());

@@ -15,8 +15,10 @@ struct Mailbox {  // of one subscribed thread
 };
 
 std::mutex subscribing;
-std::map<uint64_t, std::shared_ptr<Mailbox>> mailboxes;            // by thread
-std::map<const void*, std::pair<uint64_t, std::shared_ptr<Mailbox>>> subscribers;  // by stream
+typedef std::map<uint64_t, std::shared_ptr<Mailbox>> ByThread;
+typedef std::map<const void*, std::pair<uint64_t, std::shared_ptr<Mailbox>>> ByStream;
+ByThread& mailboxes = *new ByThread;
+ByStream& subscribers = *new ByStream;
 
 }  // namespace
 }  // namespace sim

@@ -116,7 +116,7 @@ Heap& heap(int device) {
 
 std::atomic<uint64_t> allocations{0};
 std::mutex pinning;
-std::map<uintptr_t, size_t> pinned;  // of aclrtMallocHost: address -> bytes
+std::map<uintptr_t, size_t>& pinned = *new std::map<uintptr_t, size_t>;  // of aclrtMallocHost: address -> bytes
 
 }  // namespace
 

@@ -7,7 +7,7 @@
 
 namespace sim {
 
-Handles<ModelDesc> model_descs(MODEL_DESC);
+Handles<ModelDesc>& model_descs = *new Handles<ModelDesc>(MODEL_DESC);
 
 namespace {
 

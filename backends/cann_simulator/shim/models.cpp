@@ -14,7 +14,7 @@ namespace sim {
 namespace {
 
 std::mutex loading;
-std::map<uint32_t, std::shared_ptr<Model>> models;
+std::map<uint32_t, std::shared_ptr<Model>>& models = *new std::map<uint32_t, std::shared_ptr<Model>>;
 uint32_t last_id = 0;
 
 struct Given {  // memory that the client brings for a model's work or weights

@@ -88,6 +88,7 @@ class GilReleased {             // for whoever waits: the thread that is waited 
 
 // ---- handles: tokens that are never reused and never addresses, so that stale and foreign ones are found out -------
 enum HandleKind { CONTEXT = 1, STREAM, EVENT, BUFFER, DATASET, TENSOR_DESC, MODEL_DESC, OP_ATTR, CONFIG, EXEC_CONFIG };
+// Tables of them, like all that has a destructor and is shared, are never destroyed: clients call from their own destructors.
 inline bool is_handle(const void* p) { return (uintptr_t(p) >> 56) == 0x40; }  // no canonical address begins so
 template <class T>
 class Handles {
@@ -144,7 +145,7 @@ struct Context {
   void* handle = nullptr;
   std::shared_ptr<Stream> default_stream;
 };
-extern Handles<Context> contexts;
+extern Handles<Context>& contexts;
 aclError require_started();                                 // UNINITIALISED before aclInit and after aclFinalize
 aclError current_context(std::shared_ptr<Context>& found);  // RT_NO_CONTEXT, RT_LOST
 void* thread_context();                                     // the handle, whether it still stands or not
@@ -195,10 +196,10 @@ struct Model;
 struct ModelDesc {
   std::shared_ptr<Model> model;
 };
-extern Handles<ModelDesc> model_descs;
-extern Handles<TensorDesc> tensor_descs;
-extern Handles<Buffer> buffers;
-extern Handles<Dataset> datasets;
+extern Handles<ModelDesc>& model_descs;
+extern Handles<TensorDesc>& tensor_descs;
+extern Handles<Buffer>& buffers;
+extern Handles<Dataset>& datasets;
 size_t size_of(int dtype);                                          // bytes of one element, 0 where unknown
 bool bytes_of(int dtype, const std::vector<int64_t>& dims, uint64_t* nbytes);  // false: a dim is unknown, or too many bytes
 std::string shown(const std::vector<int64_t>& dims);

@@ -12,7 +12,7 @@ namespace {
 struct Attributes {
   std::map<std::string, std::string> json;  // name -> value as JSON
 };
-Handles<Attributes> attributes(OP_ATTR);
+Handles<Attributes>& attributes = *new Handles<Attributes>(OP_ATTR);
 
 std::string number(double value) {
   if (value != value) return "NaN";

@@ -53,8 +53,8 @@ namespace {
 constexpr int64_t STOP_MS = 10000;  // for tasks of a stream that ends; one that waits for the client may never end
 constexpr size_t MOST_STREAMS = 1024;  // per process; what a device allows differs and is asked for by aclrtGetStreamAvailableNum
 
-Handles<Stream> streams(STREAM);
-Handles<Event> events(EVENT);
+Handles<Stream>& streams = *new Handles<Stream>(STREAM);
+Handles<Event>& events = *new Handles<Event>(EVENT);
 
 void delay(const Stream& stream, uint64_t nth) {
   uint64_t mean = settings().delay_us;
@@ -62,7 +62,9 @@ void delay(const Stream& stream, uint64_t nth) {
   uint64_t x = settings().seed * 0x9E3779B97F4A7C15u + stream.number * 0xBF58476D1CE4E5B9u + nth * 0x94D049BB133111EBu + 1;  // splitmix64
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  std::this_thread::sleep_for(std::chrono::microseconds((x ^ (x >> 31)) % (2 * mean + 1)));
+  uint64_t wait = (x ^ (x >> 31)) % (2 * mean + 1);
+  trace("  stream %lu, task %lu: delayed by %lu us", (unsigned long)stream.number, (unsigned long)nth, (unsigned long)wait);
+  std::this_thread::sleep_for(std::chrono::microseconds(wait));
 }
 
 void work(std::shared_ptr<Stream> stream) {
