@@ -15,10 +15,14 @@ JOBS ?= 2
 
 DEMO := .venv-demo
 TEST := .venv-test
+# the vendor's wheels: onnxruntime-cann owns onnxruntime's folder, and wants numpy 1
+CANN := .venv-cann
 MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
-PACKAGING := setup.py pyproject.toml constraints.txt
+PACKAGING := setup.py pyproject.toml constraints.txt constraints-cann.txt
 # -qq: pip says nothing but errors
-PIP := -m pip --disable-pip-version-check install -qq -c constraints.txt
+INSTALL := -m pip --disable-pip-version-check install -qq
+PIP := $(INSTALL) -c constraints.txt
+ELSEWHERE := not device and not cann_wheel and not npu_wheel
 
 .PHONY: demo test check clean help
 
@@ -33,9 +37,11 @@ demo: $(DEMO)/installed $(MODEL)
 	@$(DEMO)/bin/porting generate demo-port "$(QUESTION)"
 
 ifeq ($(strip $(ARGS)),)
-test: check
+test: check $(CANN)/installed
+	@echo "== onnxruntime-cann itself, over the simulated CANN"
+	@$(CANN)/bin/python -m pytest -m cann_wheel tests/ascend_wheels
 	@echo "== tests; those marked 'device' need an accelerator and are not run: $(TEST)/bin/python -m pytest -m device"
-	@$(TEST)/bin/python -m pytest -m "not device" -n $(JOBS) --dist worksteal
+	@$(TEST)/bin/python -m pytest -m "$(ELSEWHERE)" -n $(JOBS) --dist worksteal
 else
 test: $(TEST)/installed
 	@$(TEST)/bin/python -m pytest $(ARGS)
@@ -60,9 +66,15 @@ $(TEST)/installed: $(PACKAGING)
 	@$(TEST)/bin/python $(PIP) -e ".[test]"
 	@touch $@
 
+$(CANN)/installed: $(PACKAGING)
+	@echo "== installing porting and onnxruntime-cann into $(CANN)"
+	@test -x $(CANN)/bin/python || $(PYTHON) -m venv $(CANN)
+	@$(CANN)/bin/python $(INSTALL) -c constraints-cann.txt -e ".[ascend]" pytest hypothesis
+	@touch $@
+
 $(MODEL):
 	@echo "== getting SmolLM2-135M-Instruct, 98 MB"
 	@$(PYTHON) examples/get_smollm2.py --into .cache > /dev/null
 
 clean:
-	rm -rf $(DEMO) $(TEST) .cache demo-port build porting.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) $(CANN) .cache demo-port build porting.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
