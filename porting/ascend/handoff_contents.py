@@ -23,6 +23,7 @@ from porting.verdict import Verdict, printable
 INTERFACE, SOURCE, EVIDENCE = "interface", "source", "evidence"
 CONTENTS = (INTERFACE, SOURCE, EVIDENCE)
 INTERFACE_KEYS = ("inputs", "outputs", "state", "defaults", "gears", "images")
+EVIDENCE_KEYS = ("level", "verdict", "device", "reference", "compared_with", "reason", "checks")
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ def _evidence(verdict: Verdict) -> dict[str, Any]:
 
 
 def require_contents(manifest: Mapping[str, Any], where: str) -> None:
-    """The three keys hold objects, or nothing. raises: InputError"""
+    """The three keys hold objects, or nothing; those that are ours with all of their keys and no other. raises: InputError"""
     for key in CONTENTS:
         if manifest[key] is not None and not isinstance(manifest[key], dict):
             raise InputError(f"{key} is no object", where=where)
-    interface = manifest[INTERFACE]
-    if interface is not None and set(interface) != set(INTERFACE_KEYS):
-        raise InputError(f"{INTERFACE} has other keys than {', '.join(INTERFACE_KEYS)}", where=where)
+    for key, keys in ((INTERFACE, INTERFACE_KEYS), (EVIDENCE, EVIDENCE_KEYS)):
+        if manifest[key] is not None and set(manifest[key]) != set(keys):
+            raise InputError(f"{key} has other keys than {', '.join(keys)}", where=where)
 
 
 # --- in words -----------------------------------------------------------------------------------------------------
@@ -117,6 +118,8 @@ def _interface_in_words(interface: Mapping[str, Any]) -> Iterator[str]:
                 if one["name"] in carried
                 else ""
             )
+            if one["name"] in interface["defaults"]:
+                more = f"   feed {interface['defaults'][one['name']]}, which the port feeds where nothing else is given"
             more = more if kind == "inputs" else ""
             yield f"    {kind[:-1]:6} {_name(one['name'])}: {one['dtype']}[{', '.join('?' if size is None else str(size) for size in one['shape'])}]{more}"
     if interface["images"] is not None:

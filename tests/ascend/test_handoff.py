@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from porting.ascend.handoff import (
     open_handoff,
     write_handoff,
 )
+from porting.ascend.handoff_contents import Contents, in_words
 from porting.ascend.handoff_graph import place_graph
 from porting.errors import PortError, UsageError
 from tests.ascend.small_handoffs import command, fake_atc, small_port, with_handoff
@@ -299,6 +301,10 @@ def test_build_takes_no_arguments(folder: Path) -> None:
 
 def test_build_is_bash_without_errors() -> None:
     subprocess.run(["bash", "-n"], input=build_script(command()), text=True, check=True)
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if checker is not None:
+        checked = subprocess.run([checker, "-"], input=build_script(command()), text=True, capture_output=True)
+        assert checked.returncode == 0, checked.stdout
     assert "@" not in build_script(command()).replace("$@", "").replace("[@]", "")
 
 
@@ -457,7 +463,23 @@ def test_what_the_compiled_model_takes_and_what_was_shown_is_in_the_folder(tmp_p
         assert expected in told, expected
 
 
-@pytest.mark.parametrize("broken", [{"interface": []}, {"evidence": "all of it"}, {"interface": {"inputs": []}}])
+def test_an_input_that_a_port_feeds_by_itself_is_told() -> None:
+    """The compiled model has no such default: whoever runs it has to feed it."""
+    interface = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}, {"name": "scale", "dtype": "float32", "shape": []}],
+        "outputs": [],
+        "state": {"pairs": []},
+        "defaults": {"scale": 0.5},
+        "gears": {"kind": "static", "shapes": [{"x": [1], "scale": []}]},
+        "images": None,
+    }
+    told = "\n".join(in_words(Contents(interface=interface)))
+    assert "scale: float32[]   feed 0.5," in told and told.count("   feed ") == 1
+
+
+@pytest.mark.parametrize(
+    "broken", [{"interface": []}, {"evidence": "all of it"}, {"interface": {"inputs": []}}, {"evidence": {"more": 1}}]
+)
 def test_contents_that_are_no_objects_are_refused(port: Path, broken: dict[str, object]) -> None:
     folder = write_handoff(port, command(), side_files=SIDE, force=True)
     manifest = json.loads((folder / MANIFEST).read_text())
