@@ -16,7 +16,7 @@ from porting.backends.onnx_program import node_label, subgraphs
 Shapes = Mapping[str, tuple[int, ...]]
 # of which a condition on sizes is made
 _COMPUTED = frozenset(
-    "Add And Cast Concat Constant ConstantOfShape Div Equal Gather Greater Identity Less Mod Mul Not Or Reshape Slice Squeeze Sub "  # noqa: SIM905
+    "Add And Cast Concat Constant ConstantOfShape Div Equal Gather Greater Identity Less Max Min Mod Mul Not Or Reshape Slice Squeeze Sub "  # noqa: SIM905
     "Transpose Unsqueeze".split()
 )
 _MOST = 1024  # numbers

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.ascend_wheels import cann_models as models
 from tests.ascend_wheels.cann_children import child_environment, started, told
 
 pytestmark = pytest.mark.cann_wheel
@@ -56,19 +57,20 @@ def test_weights_count_towards_which_compiled_model_is_taken(tmp_path: Path) -> 
 
 
 def test_weights_in_other_files_do_not_reach_the_wheel(tmp_path: Path) -> None:
-    """It keeps the relative path and CANN looks in the current folder: there a file of that name is another's."""
-    source = """
+    """It keeps the relative path and CANN looks in the current folder: there a file of that name is another's, or there is none."""
+    prepared = """
         import onnx
-        os.mkdir("port")
+        os.makedirs("port", exist_ok=True)
         path = "port/m.onnx"
-        onnx.save(onnx.load_from_string(models.matmul()), path, save_as_external_data=True, size_threshold=0, location="w.bin")
+        if not os.path.exists(path):
+            onnx.save(onnx.load_from_string(models.matmul()), path, save_as_external_data=True, size_threshold=0, location="w.bin")
         np.full((4, 5), 7, np.float32).tofile("w.bin")
-        tell({"alone": error(raw(path, dump_om_model="0").run, None, {"x": X}) or raw(path, dump_om_model="0").run(None, {"x": X})[0],
-              "ours": session(path).run({"x": X})["y"], "right": X @ models.normal(4, 5)})
     """
-    found = told(source, tmp_path)
-    assert found["alone"] != found["right"]
-    np.testing.assert_allclose(found["ours"], found["right"], rtol=1e-6)
+    alone = 's = raw(path, dump_om_model="0"); failed = error(s.run, None, {"x": X}); tell(failed or s.run(None, {"x": X})[0])'
+    right = np.full((2, 4), 3, np.float32) @ models.normal(4, 5)
+    assert not np.array_equal(told(prepared + f"\n        {alone}", tmp_path), right)
+    found = told(prepared + '\n        tell(session(path).run({"x": X})["y"])', tmp_path)
+    np.testing.assert_allclose(found, right, rtol=1e-6)
 
 
 def test_nothing_is_written_where_the_user_works(tmp_path: Path) -> None:
@@ -158,6 +160,26 @@ def test_precision_has_no_default(tmp_path: Path) -> None:
     assert missing[0] == "UsageError" and "precision=" in missing[1] and "fp16" in missing[1]
     assert unknown[0] == "UsageError" and "known: bf16, fp16, fp32, mixed_fp16" in unknown[1]
     assert taken[0] == "CANNExecutionProvider"  # the wheel takes any word
+
+
+def test_the_first_session_decides_for_all(tmp_path: Path) -> None:
+    """2049 has 12 bits, and fp16 has 11: what is left alone is fp16, and who asks for more later is not heard."""
+    source = """
+        x = np.full((2, 4), 1024.5, np.float32)
+        numbers = []
+        for op, options in {}:
+            model = models.graph([models.node("Add", ["x", "x"], ["y"])], [("x", 1, [2, 4]), *[("u", 1, [1])] * (len(numbers) > 0)], [("y", 1, [2, 4])])
+            feeds = {{"x": x}} if not numbers else {{"x": x, "u": np.ones(1, np.float32)}}
+            numbers.append(float(raw(model, **options).run(None, feeds)[0][0, 0]))
+        tell(numbers)
+    """
+    silent, exact = ("Add", {}), ("Add", {"precision_mode": "must_keep_origin_dtype"})
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    assert 2049 not in told(source.format([silent, exact]), tmp_path / "one")
+    assert told(source.format([exact, silent]), tmp_path / "two") == [2049, 2049]
+    ours = 'tell(session(models.binary("Add")).run({"x": np.full((2, 4), 1024.5, np.float32)})["y"][0, 0])'
+    assert told(ours, tmp_path) == 2049
 
 
 @pytest.mark.parametrize(("precision", "mode"), [("fp32", "must_keep_origin_dtype"), ("fp16", "force_fp16")])
