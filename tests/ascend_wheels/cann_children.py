@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from porting.backends.cann_simulator.build import cache_root
+from porting.backends.cann_simulator import build, environment
 from porting.backends.cann_simulator.environment import simulated_environment
 from porting.backends.cann_simulator.machine import Machine
 
@@ -64,11 +64,10 @@ def tell(value):
 
 def use_own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep compiled models of this test from those of others. The simulator's libraries, which take a while to build, stay where they are."""
-    libraries = cache_root()
-    cache = folder / "own_cache" / "porting"
-    cache.mkdir(parents=True)
-    (cache / libraries.name).symlink_to(libraries, target_is_directory=True)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    libraries = build.cache_root()
+    for module in (build, environment):
+        monkeypatch.setattr(module, "cache_root", lambda: libraries)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "own_cache"))
 
 
 def child_environment(folder: Path, machine: Machine | None = None, **more: str) -> dict[str, str]:
