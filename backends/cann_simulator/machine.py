@@ -105,9 +105,12 @@ class Machine:
         except ValueError as error:
             raise InputError(f"not JSON: {error}", where=WHERE) from error
         value = object_with(value, tuple(f.name for f in fields(cls)), WHERE)
-        numbers = {name: integer(value[name], 0, 2**63 - 1, WHERE) for name in ("devices", "memory_bytes", "seed", "delay_us")}
-        texts = {name: text(value[name], WHERE) for name in ("soc", "cann", "report", "trace")}
-        return cls(**texts, **numbers, faults=_faults(value["faults"]))
+        read: dict[str, Any] = {"faults": _faults(value["faults"])}
+        for name in ("devices", "memory_bytes", "seed", "delay_us"):
+            read[name] = integer(value[name], 0, 2**63 - 1, WHERE)
+        for name in ("soc", "cann", "report", "trace"):
+            read[name] = text(value[name], WHERE)
+        return cls(**read)
 
 
 def _faults(value: Any) -> tuple[Fault, ...]:

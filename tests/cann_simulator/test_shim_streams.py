@@ -223,12 +223,14 @@ MISUSE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MISUSE)
-def test_misuse_gets_the_documented_code(plain, name):
-    code, answer = MISUSE[name]
-    assert run_client(
-        PLAIN + "CALL = C.CFUNCTYPE(None, C.c_void_p)(print)\n" + code + "\nshow([r, bool(acl.error())])", plain
-    ) == [answer, True]
+def test_misuse_gets_the_documented_code(plain):
+    cases = {
+        name: f"{PLAIN}\n{code}\nanswers[name] = [r, bool(acl.error())]\nacl.ok('aclFinalize')"
+        for name, (code, _) in MISUSE.items()
+    }
+    start = "CALL = C.CFUNCTYPE(None, C.c_void_p)(print)\nanswers = {}\n"
+    code = f"{start}for name, case in {cases!r}.items(): exec(case)\nshow(answers)"
+    assert run_client(code, plain) == {name: [answer, True] for name, (_, answer) in MISUSE.items()}
 
 
 def test_a_thread_needs_a_context_of_its_own_and_may_share_one(plain):

@@ -19,7 +19,7 @@ struct Device {
   bool lost = false;
 };
 std::mutex guarding;  // of all below
-bool started = false;
+std::atomic<bool> started{false};
 uint64_t references = 0;
 bool report_due = false;
 pid_t owner = 0;  // a forked child writes no report: what it holds is its parent's
