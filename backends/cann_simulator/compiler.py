@@ -20,7 +20,7 @@ from porting.ascend.aipp_text import parse_aipp
 from porting.ascend.checking import stored_precision
 from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.rules import Finding, judge
-from porting.ascend.soc import find_soc
+from porting.ascend.soc import Soc, find_soc
 from porting.backends.cann_simulator.arithmetic import (
     JUDGED_AS,
     exceptions_of,
@@ -104,9 +104,7 @@ def prepare(graph: OmGraph, given: Mapping[str, str], machine: Machine, folder: 
     keys = frozenset() if in_memory else _external_keys(graph.proto)
     facts = replace(_facts(graph.proto), external_keys=keys)
     precision = _precision(graph.proto, mode[0], facts)
-    return Compilation(
-        graph, options, machine, files, shapes, mode, precision, judge(facts, soc, machine.cann, precision=precision)
-    )
+    return Compilation(graph, options, machine, files, shapes, mode, precision, _judged(facts, soc, machine, precision))
 
 
 def require_accepted(findings: Iterable[Finding]) -> None:
@@ -196,13 +194,20 @@ def _facts(proto: onnx.ModelProto) -> GraphFacts:
 
     try:
         model = ir.serde.deserialize_model(proto)
-    except Exception as error:  # a graph whose values hang together in no way; its classes differ between releases of onnx-ir
+        with suppress(
+            Exception
+        ):  # onnx's own classes: rules speak first, `require_sound` tells of shapes that do not hang together
+            infer_shapes.change(model)
+        return facts_of(Graph(model))
+    except Exception as error:  # attributes of another type, tensors of another size: what protobuf takes and no ONNX is
         raise Refused(CANNOT_LOAD, f"E10041: the model cannot be loaded: {str(error)[:200]}") from error
-    with suppress(
-        Exception
-    ):  # onnx's own classes, where shapes do not hang together: rules speak first, and `require_sound` tells of it
-        infer_shapes.change(model)
-    return facts_of(Graph(model))
+
+
+def _judged(facts: GraphFacts, soc: Soc, machine: Machine, precision: str) -> Sequence[Finding]:
+    try:
+        return judge(facts, soc, machine.cann, precision=precision)
+    except (TypeError, ValueError, KeyError, IndexError) as error:  # an attribute that is of another type than ONNX says
+        raise Refused(CANNOT_LOAD, f"E11010: an attribute of the model is none: {str(error)[:200]}") from error
 
 
 def _external_keys(proto: onnx.ModelProto) -> frozenset[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from porting.ascend.half_formats import FORMATS
 from porting.backends.cann_simulator.aipp_input import INPUT_MISMATCH, numbers_from, ops_of
 from porting.backends.cann_simulator.machine import Gear, IoSpec, Machine, Refused
-from porting.backends.cann_simulator.om_file import Arithmetic, read_om, require_runs_on
+from porting.backends.cann_simulator.om_file import Arithmetic, OmHeader, read_om, require_runs_on
 from porting.backends.cann_simulator.om_graph import open_session
 from porting.backends.cann_simulator.om_types import ACL_BF16, ACL_FLOAT16, ACL_INT64, NUMPY_TYPES, itemsize_of
 from porting.backends.cann_simulator.placement import Placement
@@ -35,8 +35,13 @@ def load(om: bytes, machine: Machine) -> Loaded:
     return Loaded(om, machine)
 
 
-class Loaded:
-    """A model on the device. One run at a time is the caller's business; `run` itself takes several threads.
+def describe(om: bytes) -> Described:
+    """What a .om says of itself: nothing is made ready to run, and any SoC will do. raises: Refused for what is no .om or is damaged"""
+    return Described(read_om(om).header)
+
+
+class Described:
+    """What a model says of itself.
 
     inputs, outputs: as a client sees them; with gears the last input is GEAR_INPUT
     gears, gear_kind: the shapes it was compiled for, and how a client says one; () and "" without
@@ -45,22 +50,28 @@ class Loaded:
     arithmetic:  how it computes, for reports
     """
 
-    def __init__(self, om: bytes, machine: Machine) -> None:
-        read = read_om(om)
-        require_runs_on(read.header, machine)
-        header = read.header
+    def __init__(self, header: OmHeader) -> None:
         self.soc, self.cann, self.options = header.soc, header.cann, header.options
         self.gears: tuple[Gear, ...] = header.gears
         self.gear_kind: str = header.gear_kind
-        self._fed = header.inputs
         self.inputs: tuple[IoSpec, ...] = (*header.inputs, *_gear_spec(header.gears, header.gear_kind))
         self.outputs: tuple[IoSpec, ...] = header.outputs
         self.gear_input: int | None = len(header.inputs) if header.gears else None
         self.weight_bytes, self.work_bytes = header.weight_bytes, header.work_bytes
         self.arithmetic: Arithmetic = header.arithmetic
         self.placement = Placement(header.nodes, header.ai_cpu)
+
+
+class Loaded(Described):
+    """A model on the device. One run at a time is the caller's business; `run` itself takes several threads."""
+
+    def __init__(self, om: bytes, machine: Machine) -> None:
+        read = read_om(om)
+        require_runs_on(read.header, machine)
+        super().__init__(read.header)
+        self._fed = read.header.inputs
         try:
-            self._aipp = ops_of(header.aipp)
+            self._aipp = ops_of(read.header.aipp)
             self._session, self._held = open_session(read)
         except MemoryError as error:
             raise Refused(OUT_OF_MEMORY, "EL0004: no memory for the model on this machine") from error

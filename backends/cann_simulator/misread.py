@@ -254,7 +254,10 @@ def _change_body(
             if target is None:  # another rule took it away
                 continue
             at = nodes.index(target)
-            nodes[at : at + 1] = MISREAD[rule](Place(graph, types, opset, target))
+            try:
+                nodes[at : at + 1] = MISREAD[rule](Place(graph, types, opset, target))
+            except (ValueError, IndexError, TypeError) as error:  # an attribute or input that is none
+                raise Refused(CANNOT_LOAD, f"E11010: node {original.name[:200]!r}: {str(error)[:200]}") from error
             done.append((original.name, rule))
         made += nodes
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in made]

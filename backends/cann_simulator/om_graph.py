@@ -101,10 +101,16 @@ def om_graph(model: bytes | onnx.ModelProto, folder: Path | None = None) -> OmGr
             else:
                 made.weights[tensor.name] = array
                 tensor.CopyFrom(_placeholder(tensor.name, array, tensor.data_type))
-    made.take_out()
     for tensor in _inner_tensors(proto.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(_from_file(tensor, folder)), tensor.name))
+    try:
+        made.take_out()
+        for tensor in (*proto.graph.initializer, *_inner_tensors(proto.graph)):
+            if tensor.name not in made.weights:
+                numpy_helper.to_array(tensor)  # as many numbers as it says
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise Refused(CANNOT_LOAD, f"E10041: a tensor of the model is none: {str(error)[:200]}", True) from error
     _name_nodes(proto.graph)
     return made
 

@@ -15,7 +15,6 @@ from porting.backends.cann_simulator.om_file import Aipp
 from porting.backends.cann_simulator.om_graph import CANNOT_LOAD, output_dims, set_shapes
 from porting.backends.cann_simulator.om_types import ACL_TYPES, OUTPUT_TYPES, itemsize_of
 from porting.backends.cann_simulator.options import Shapes
-from porting.errors import PortingError
 from porting.types import Graph
 
 
@@ -91,10 +90,30 @@ def gears_of(proto: onnx.ModelProto, shapes: Shapes, specs: InOut) -> tuple[tupl
         except Exception as error:  # onnx's own classes
             raise Refused(CANNOT_LOAD, f"E14001: a gear does not fit the model: {str(error)[-300:]}") from error
         if any(-1 in dims for dims in outputs):
+            outputs = _worked_out(proto, full)
+        if any(-1 in dims for dims in outputs):
             raise Refused(CANNOT_LOAD, "E19999: sizes of outputs are not known from those of inputs, and gears need them")
         inputs = tuple(full[name] for name, _, _ in specs.inputs)
         made.append(Gear(_values(shapes, inputs, specs), inputs, outputs))
     return tuple(made), shapes.kind
+
+
+def _worked_out(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Dims of the outputs where sizes go through numbers: a slice of a shape says how long something is."""
+    import onnx_ir as ir
+
+    from porting.converters.passes.fold_constants import fold_sizes
+    from porting.converters.passes.infer_shapes import infer_shapes
+
+    sized = onnx.ModelProto()
+    sized.CopyFrom(proto)
+    set_shapes(sized, shapes)
+    model = ir.serde.deserialize_model(sized)
+    infer_shapes.change(model)
+    while fold_sizes.change(model) and infer_shapes.change(model):
+        pass
+    found = [value.shape for value in model.graph.outputs]
+    return tuple((-1,) if shape is None else tuple(d if isinstance(d, int) else -1 for d in shape) for shape in found)
 
 
 def require_sound(proto: onnx.ModelProto, fed: Mapping[str, tuple[int, ...]]) -> None:
@@ -129,6 +148,6 @@ def memory_of(proto: onnx.ModelProto, precision: str, largest: Sequence[tuple[in
         set_shapes(sized, {name: dims for (name, _, _), dims in zip(specs.inputs, largest, strict=True)})
     try:
         bound = memory_bound(Graph(ir.serde.deserialize_model(sized)), precision)
-    except (PortingError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of passes over a graph that protobuf takes and no ONNX is
         raise Refused(CANNOT_LOAD, f"E19999: what memory the model takes is not known: {str(error)[:200]}") from error
     return bound.weights, bound.fullest.nbytes

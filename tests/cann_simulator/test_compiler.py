@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto as T
 from onnx import helper
 
@@ -119,6 +122,21 @@ def test_options_that_do_not_fit(options, code):
 def test_what_is_no_model(data):
     with pytest.raises(Refused, match=r"E10041|E16004|E10007|E14001|E16001"):
         compile_onnx(data, {**ORIGIN, "input_shape": "x:2,8"}, Machine())
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_a_damaged_model_is_refused_or_compiled(data):
+    """Nothing but Refused comes out, whatever protobuf takes for a model."""
+    damaged = bytearray(SMALL.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(damaged) - 1))
+        if data.draw(st.booleans()):
+            damaged[place] = data.draw(st.integers(0, 255))
+        else:
+            del damaged[place : place + data.draw(st.integers(1, 8))]
+    with suppress(Refused):
+        compile_onnx(bytes(damaged), {"input_shape": "x:2,8"}, Machine())
 
 
 def test_the_graph_engines_options_mean_the_same():

@@ -14,7 +14,7 @@ from porting.ascend.aipp import run_aipp
 from porting.ascend.aipp_text import parse_aipp
 from porting.ascend.w8a8 import quantised
 from porting.backends.cann_simulator.compiler import compile_onnx
-from porting.backends.cann_simulator.execution import GEAR_INPUT, load
+from porting.backends.cann_simulator.execution import GEAR_INPUT, describe, load
 from porting.backends.cann_simulator.machine import Machine, Refused
 from tests.ascend.vendor_evaluator import run_deploy
 from tests.cann_simulator.compiled import compiled, graph_of
@@ -112,6 +112,32 @@ def test_a_size_that_comes_with_the_run():
     assert loaded.gears == () and loaded.inputs[0].dims == (-1, 4) and loaded.inputs[0].nbytes == loaded.outputs[0].nbytes == 0
     for rows in (1, 5):
         assert loaded.run([np.zeros((rows, 4), F)])[1].shape == (rows,)
+
+
+def test_sizes_that_go_through_numbers():
+    """Where onnx's own inference knows no size: it is worked out from the constants that a gear's shape makes."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["rows"], name="rows"),
+        helper.make_node("Max", ["rows", "least"], ["size"], name="size"),
+        helper.make_node("Expand", ["x", "size"], ["y"], name="n"),
+    ]
+    model = graph_of(nodes, {"x": np.zeros((1, 1), F)}, {"y": T.FLOAT}, {"least": np.int64([1, 3])})
+    loaded = compiled(model, input_shape="x:-1,1", dynamic_batch_size="1,2")
+    assert [gear.outputs for gear in loaded.gears] == [((1, 3),), ((2, 3),)] and loaded.outputs[0].nbytes == 24
+
+
+def test_a_model_is_described_on_any_machine():
+    model = plain()
+    om = compile_onnx(model.SerializeToString(), {"input_shape": "x:-1,4", "dynamic_batch_size": "1,3"}, Machine("Ascend310P3"))
+    told, loaded = describe(om), load(om, Machine("Ascend310P3"))
+    assert (told.inputs, told.outputs, told.gears, told.weight_bytes) == (
+        loaded.inputs,
+        loaded.outputs,
+        loaded.gears,
+        loaded.weight_bytes,
+    )
+    with pytest.raises(Refused):
+        describe(om[:-1])
 
 
 # --- images -------------------------------------------------------------------------------------------------------
