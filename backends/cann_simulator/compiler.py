@@ -40,7 +40,7 @@ from porting.backends.cann_simulator.om_graph import (
     set_shapes,
     types_of,
 )
-from porting.backends.cann_simulator.om_sizes import InOut, declared_dims, gears_of, memory_of, require_sound
+from porting.backends.cann_simulator.om_sizes import InOut, declared_dims, dims_of_outputs, gears_of, memory_of, require_sound
 from porting.backends.cann_simulator.options import Shapes, atc_options, files_of, refused, shapes_from
 from porting.backends.cann_simulator.placement import ai_cpu_nodes
 from porting.errors import InputError, UsageError
@@ -128,49 +128,71 @@ def require_accepted(findings: Iterable[Finding]) -> None:
 def _finished(made: Compilation) -> bytes:
     graph, soc = made.graph, find_soc(made.options["soc_version"])
     nodes = len(graph.proto.graph.node)
-    opset = max((e.version for e in graph.proto.opset_import if e.domain in ("", "ai.onnx")), default=0)
-    ignored = misread(graph, types_of(graph), opset, [f for f in made.findings if f.rule.effect == "wrong"])
-    names = {tensor.name for tensor in graph.proto.graph.initializer}
-    fed = [value for value in graph.proto.graph.input if value.name not in names]
-    in_float = lower_integer_layers(graph) if has_integer_layers(graph.proto) else frozenset()
-    graph.take_out()
-    if ignored or in_float:
-        forget_shapes(graph.proto.graph)
-    require_sound(graph.proto, {value.name: declared_dims(value) for value in fed})
-    types = types_of(graph)
-    _require_types(graph.proto, types)
-    outputs = [(value.name, types.get(value.name, (0, None))[0]) for value in graph.proto.graph.output]
-    specs = InOut([(v.name, v.type.tensor_type.elem_type, declared_dims(v)) for v in fed], outputs, made.options)
-    aipp = _aipp(made, specs)
+    read = _read(made)
+    specs = read.specs
     gears, kind = gears_of(graph.proto, made.shapes, specs)
+    dims = dims_of_outputs(graph.proto, specs)
     largest = max((gear.inputs for gear in gears), key=lambda dims: sum(map(math.prod, dims)), default=())
     weight_bytes, work_bytes = memory_of(graph.proto, made.precision, largest, specs)
+    aipp = _aipp(made, specs)
+    inputs, outputs, gears = specs.described(dims, gears, aipp)
     arithmetic = with_arithmetic(
         graph,
-        types,
+        read.types,
         soc,
         made.mode,
         exceptions_of(made.files, made.mode[0]),
-        in_float=in_float,
+        in_float=read.in_float,
         clips=made.options.get("is_weight_clip", "1") != "0",
     )
-    inputs, outs, gears = specs.described(graph.proto, gears, kind, aipp)
     header = OmHeader(
         soc.name,
         made.machine.cann,
         {k: str(v)[:4096] for k, v in made.options.items()},
         inputs,
-        outs,
+        outputs,
         kind,
         gears,
         aipp,
-        _with_ignored(arithmetic, ignored),
+        _with_ignored(arithmetic, read.ignored),
         nodes,
         ai_cpu_nodes(made.findings),
         weight_bytes,
         work_bytes,
     )
     return write_om(header, *graph.packed())
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The graph as the compiler reads it.
+
+    in_float: nodes that compute in float32 whatever the mode is
+    ignored:  node and rule of what it did not read
+    """
+
+    specs: InOut
+    types: Types
+    in_float: frozenset[str]
+    ignored: Sequence[tuple[str, str]]
+
+
+def _read(made: Compilation) -> _Read:
+    """Change the graph to what the compiler reads. raises: Refused where that is no graph"""
+    graph, body = made.graph, made.graph.proto.graph
+    opset = max((e.version for e in graph.proto.opset_import if e.domain in ("", "ai.onnx")), default=0)
+    ignored = misread(graph, types_of(graph), opset, [f for f in made.findings if f.rule.effect == "wrong"])
+    names = {tensor.name for tensor in body.initializer}
+    fed = [(v.name, v.type.tensor_type.elem_type, declared_dims(v)) for v in body.input if v.name not in names]
+    in_float = lower_integer_layers(graph) if has_integer_layers(graph.proto) else frozenset()
+    graph.take_out()
+    if ignored or in_float:
+        forget_shapes(body)
+    require_sound(graph.proto, {name: dims for name, _, dims in fed})
+    types = types_of(graph)
+    _require_types(graph.proto, types)
+    given = [(value.name, types.get(value.name, (0, None))[0]) for value in body.output]
+    return _Read(InOut(fed, given, made.options), types, in_float, ignored)
 
 
 def _with_ignored(arithmetic: Arithmetic, ignored: Sequence[tuple[str, str]]) -> Arithmetic:

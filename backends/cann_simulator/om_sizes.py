@@ -35,13 +35,13 @@ class InOut:
     options: Mapping[str, str]
 
     def described(
-        self, proto: onnx.ModelProto, gears: tuple[Gear, ...], kind: str, aipp: Aipp | None
+        self, dims: Sequence[tuple[int, ...]], gears: tuple[Gear, ...], aipp: Aipp | None
     ) -> tuple[tuple[IoSpec, ...], tuple[IoSpec, ...], tuple[Gear, ...]]:
-        """What a client is told; of gears also what AIPP makes of their inputs."""
+        """What a client is told; of gears also what AIPP makes of their inputs. dims: of the outputs"""
         halves = {part.partition(":")[0] for part in self.options.get("input_fp16_nodes", "").split(";")}
         kinds = [TensorProto.FLOAT16 if name in halves else elem for name, elem, _ in self.inputs]
         inputs = [_io(name, ACL_TYPES.get(elem), dims) for (name, _, dims), elem in zip(self.inputs, kinds, strict=True)]
-        outputs = self._outputs(proto)
+        outputs = self._outputs(dims)
         if gears:
             inputs = [_ofgears_of(spec, [gear.inputs[i] for gear in gears]) for i, spec in enumerate(inputs)]
             outputs = [_ofgears_of(spec, [gear.outputs[i] for gear in gears]) for i, spec in enumerate(outputs)]
@@ -49,9 +49,8 @@ class InOut:
             inputs, gears = image_specs(aipp, inputs, gears)
         return tuple(inputs), tuple(outputs), gears
 
-    def _outputs(self, proto: onnx.ModelProto) -> list[IoSpec]:
+    def _outputs(self, dims: Sequence[tuple[int, ...]]) -> list[IoSpec]:
         said = _output_types(self.options.get("output_type", ""), [name for name, _ in self.outputs])
-        dims = output_dims(proto, {name: dims for name, _, dims in self.inputs})
         return [
             _io(name, said.get(name, ACL_TYPES.get(elem)), found)
             for (name, elem), found in zip(self.outputs, dims, strict=True)
@@ -96,6 +95,14 @@ def gears_of(proto: onnx.ModelProto, shapes: Shapes, specs: InOut) -> tuple[tupl
         inputs = tuple(full[name] for name, _, _ in specs.inputs)
         made.append(Gear(_values(shapes, inputs, specs), inputs, outputs))
     return tuple(made), shapes.kind
+
+
+def dims_of_outputs(proto: onnx.ModelProto, specs: InOut) -> tuple[tuple[int, ...], ...]:
+    """-1 where a size is free, or hangs on numbers that are fed."""
+    shapes = {name: dims for name, _, dims in specs.inputs}
+    found = output_dims(proto, shapes)
+    unknown = any(-1 in dims for dims in found) and not any(-1 in dims for dims in shapes.values())
+    return _worked_out(proto, shapes) if unknown else found
 
 
 def _worked_out(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:

@@ -124,6 +124,7 @@ def test_sizes_that_go_through_numbers():
     model = graph_of(nodes, {"x": np.zeros((1, 1), F)}, {"y": T.FLOAT}, {"least": np.int64([1, 3])})
     loaded = compiled(model, input_shape="x:-1,1", dynamic_batch_size="1,2")
     assert [gear.outputs for gear in loaded.gears] == [((1, 3),), ((2, 3),)] and loaded.outputs[0].nbytes == 24
+    assert compiled(model, input_shape="x:2,1").outputs[0].dims == (2, 3)
 
 
 def test_a_model_is_described_on_any_machine():
