@@ -54,8 +54,9 @@ def test_batches():
         assert np.array_equal(y, x[:rows] + 1) and s.shape == (rows,)
 
 
-def test_without_a_gear_the_largest_is_taken_in_silence():
-    loaded = compiled(plain(), input_shape="x:-1,4", dynamic_batch_size="3,1")
+@pytest.mark.parametrize("batches", ["3,1", "1,3"])
+def test_without_a_gear_the_largest_is_taken_in_silence(batches):
+    loaded = compiled(plain(), input_shape="x:-1,4", dynamic_batch_size=batches)
     buffer = np.zeros((3, 4), F)
     buffer[0] = 5
     assert loaded.run([buffer])[0].shape == (3, 4)
