@@ -81,6 +81,26 @@ show([int(y[0])])
     assert run_client(code, slow) == [5]
 
 
+def test_a_staged_copy_waits_its_turn_and_pinned_memory_freed_before_its_turn_is_an_error(plain):
+    code = (
+        PLAIN
+        + """
+m = acl.load(adder(100, seconds=0.3))
+i, o = acl.dataset((b, 400))[0], acl.dataset((b, 400))[0]
+acl.put(a, np.zeros(100, np.int32))
+x = np.full(100, 5, np.int32)
+acl.ok("aclmdlExecuteAsync", m, i, o, s)
+acl.ok("aclrtMemcpyAsync", a, 400, x.ctypes.data, 400, H2D, s)
+seen = [sees(), acl.aclrtSynchronizeStream(s), sees()]
+acl.ok("aclmdlExecuteAsync", m, i, o, s)
+acl.ok("aclrtMemcpyAsync", a, 400, host, 400, H2D, s)
+acl.ok("aclrtFreeHost", host)
+show([*seen, acl.aclrtSynchronizeStream(s), "freed" in acl.error(), sees(), acl.aclrtSynchronizeStream(s)])
+"""
+    )
+    assert run_client(code, plain) == [0, 0, 5, 107000, True, 5, 0]
+
+
 def test_streams_are_in_order_in_themselves_and_bound_to_each_other_by_events_only(slow):
     code = (
         PLAIN
