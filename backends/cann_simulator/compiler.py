@@ -186,6 +186,7 @@ def _read(made: Compilation) -> _Read:
     fed = [(v.name, v.type.tensor_type.elem_type, declared_dims(v)) for v in body.input if v.name not in names]
     in_float = lower_integer_layers(graph) if has_integer_layers(graph.proto) else frozenset()
     graph.take_out()
+    graph.drop_unread()
     if ignored or in_float:
         forget_shapes(body)
     require_sound(graph.proto, {name: dims for name, _, dims in fed})

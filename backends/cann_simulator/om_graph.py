@@ -64,16 +64,17 @@ class OmGraph:
                 self.weights[tensor.name] = array = numpy_helper.to_array(tensor)
                 tensor.CopyFrom(_placeholder(tensor.name, array, tensor.data_type))
 
+    def drop_unread(self) -> None:
+        """Weights that no node reads any more."""
+        _drop_unread(self.proto.graph)
+
     def packed(self) -> tuple[bytes, list[bytes | memoryview]]:
         """The graph that says where each weight lies, and the weights with what is between them."""
         made = onnx.ModelProto()
         made.CopyFrom(self.proto)
-        read = {name for _, node in nodes_of(made.graph) for name in node.input} | {o.name for o in made.graph.output}
         pieces: list[bytes | memoryview] = []
         at = 0
-        unread = [i for i, tensor in enumerate(made.graph.initializer) if tensor.name not in read]
-        for place in reversed(unread):
-            del made.graph.initializer[place]
+        _drop_unread(made.graph)
         for tensor in made.graph.initializer:
             if tensor.name not in self.weights:
                 continue
@@ -214,6 +215,13 @@ def _from_file(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray:
         return np.memmap(path, dtype, "r", int(place.get("offset", 0)), shape)
     except (OSError, ValueError) as error:
         raise Refused(CANNOT_LOAD, f"{missing}: {str(error)[:200]}", True) from error
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    read = {name for _, node in nodes_of(graph) for name in node.input} | {value.name for value in graph.output}
+    read |= {value.name for _, node in nodes_of(graph) for a in node.attribute for value in a.g.output}
+    for place in reversed([i for i, tensor in enumerate(graph.initializer) if tensor.name not in read]):
+        del graph.initializer[place]
 
 
 def _placeholder(name: str, array: np.ndarray, kind: int = 0) -> onnx.TensorProto:

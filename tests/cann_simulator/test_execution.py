@@ -229,6 +229,8 @@ def test_a_layer_in_integers(text, weights, shape, shift):
     deploy = quantised(written(f"(float[{dims}] x) => (float y) {{ {text} }}", 17, **made), cases).deploy
     machine = Machine("Ascend310P3")
     loaded = load(compile_onnx(whole(deploy), {"precision_mode_v2": "fp16"}, machine), machine)
+    layer = int(np.prod(weights["w"]))
+    assert layer <= loaded.weight_bytes < layer + 512  # a byte each, and what belongs to channels
     for case in cases:
         wanted = run_deploy(deploy, case)["y"].astype(np.float16).astype(F)
         found = loaded.run([case["x"]])[0]
