@@ -69,7 +69,7 @@ $(TEST)/installed: $(PACKAGING)
 $(CANN)/installed: $(PACKAGING)
 	@echo "== installing porting and onnxruntime-cann into $(CANN)"
 	@test -x $(CANN)/bin/python || $(PYTHON) -m venv $(CANN)
-	@$(CANN)/bin/python $(INSTALL) -c constraints-cann.txt -e ".[ascend]" pytest hypothesis
+	@$(CANN)/bin/python $(INSTALL) -c constraints-cann.txt -e ".[ascend,gguf]" pytest hypothesis pyyaml packaging
 	@touch $@
 
 $(MODEL):
