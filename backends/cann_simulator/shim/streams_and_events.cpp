@@ -1,5 +1,4 @@
 // Streams: a thread each, tasks in order, a seeded delay before each, so that who forgets to synchronise reads what was there before.
-#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -117,6 +116,11 @@ aclError find_event(aclrtEvent handle, std::shared_ptr<Event>& found, const char
   RETURN_IF(require_started());
   found = events.find(handle);
   return found ? OK : fail(RT_PARAM, std::string(who) + ": no such event, or destroyed before");
+}
+
+uint64_t recorded(Event& event) {
+  std::lock_guard<std::mutex> lock(event.mutex);
+  return event.recorded;
 }
 
 aclError wait_for_event(Event& event, uint64_t generation, int64_t timeout_ms, aclError late) {
@@ -350,11 +354,7 @@ API aclError aclrtStreamWaitEvent(aclrtStream on, aclrtEvent handle) {
   std::shared_ptr<Stream> stream;
   RETURN_IF(find_event(handle, event, "aclrtStreamWaitEvent"));
   RETURN_IF(find_stream(on, stream));
-  uint64_t generation;
-  {
-    std::lock_guard<std::mutex> lock(event->mutex);
-    generation = event->recorded;
-  }
+  uint64_t generation = recorded(*event);
   return enqueue(stream, [event, generation] { return wait_for_event(*event, generation, -1, OK); });
 }
 
@@ -363,11 +363,7 @@ API aclError aclrtSynchronizeEventWithTimeout(aclrtEvent handle, int32_t timeout
   std::shared_ptr<Event> event;
   RETURN_IF(find_event(handle, event, "aclrtSynchronizeEvent"));
   GilReleased released;
-  uint64_t generation;
-  {
-    std::lock_guard<std::mutex> lock(event->mutex);
-    generation = event->recorded;
-  }
+  uint64_t generation = recorded(*event);
   return wait_for_event(*event, generation, timeout_ms, RT_EVENT_TIMEOUT);
 }
 
