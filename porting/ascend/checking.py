@@ -1,17 +1,19 @@
 """Will a model port to an Ascend SoC? Judged against documents and sources, on no device: what they refuse, what they get wrong, what mends it.
 
 The graph is judged twice, as it comes and as the passes leave it. What only the first shows is mended; what the second still shows blocks.
+An .onnx file is judged as it lies on the disk too: what only the file shows was mended by reading it, or by the canonical passes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from porting.ascend.cuts import advice
+from porting.ascend.file_facts import FileFacts
 from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.pass_comparison import PassComparison
 from porting.ascend.precision import Mode, cube_takes_fp32, in_release, mode_for
@@ -29,7 +31,6 @@ HALVES = {"float16": "fp16", "bfloat16": "bf16"}
 SOURCE = "source"  # the precision that a graph has by itself
 PORTABLE, REWRITTEN, BLOCKED = "portable", "portable after rewrites", "blocked"
 EVERY_VERSION = "no --cann: judged against sources of CANN 9.2 in development and documents of 8.0 to 9.1; a release may differ"
-THE_PORT = "the files of the port"  # mend what is wrong with those of the source
 NAMED = 5  # nodes that a check names
 
 
@@ -90,18 +91,18 @@ def judged(
     precision: str | None = "fp32",
     *,
     compared: bool = False,
-    external_keys: frozenset[str] = frozenset(),
+    file: FileFacts | None = None,
 ) -> Judged:
     """Judge a canonical graph, lower it, and judge what came out. No weight is read that no pass changes.
 
     precision: what it is to be compiled in; "source" for what the graph computes in, None for that where it is half floats that the SoC takes,
                and else for the default of the SoC
     compared: whether what each pass changes is run before and after it, see pass_comparison.py; UnsupportedModel where a result is another
-    external_keys: of the file that the graph was read from; a port has its own
+    file: what the .onnx file that the graph was read from says of itself; None where it comes from none
     """
     from porting.converters.passes.ascend.tables import lower_for_ascend
 
-    plain = replace(facts_of(graph), external_keys=external_keys)
+    plain = facts_of(graph)
     stored = stored_precision(plain)
     precision = precision or default_precision(soc, stored)
     precision = stored if precision == SOURCE else precision
@@ -110,11 +111,27 @@ def judged(
     facts = facts_of(lowered)
     after = judge(facts, soc, cann, precision=precision)
     left = {(f.rule.id, f.node) for f in after}
-    mended = [f for f in before if f.rule.effect in BLOCKING and (f.rule.id, f.node) not in left]
+    mended = [f for f in before if _is_mended(f) and (f.rule.id, f.node) not in left]
+    mended += mended_in_file(file, {f.rule.id for f in (*before, *after)}, soc, cann, precision) if file is not None else []
     blocking = [f for f in after if f.rule.effect in BLOCKING]
     noted = [f for f in after if f.rule.effect not in BLOCKING]
     mode = in_release(mode_for(soc, precision, stored=stored_precision(facts)), cann)
     return Judged(soc, cann, precision, mode, lowered, facts, applied, mended, blocking, noted)
+
+
+def mended_in_file(file: FileFacts, spoken: Collection[str], soc: Soc, cann: str | None, precision: str) -> list[Finding]:
+    """What rules say of a file as it lies on the disk, and of the graph that was made of it no more.
+
+    spoken: rules that speak of that graph, before or after the passes for Ascend
+    """
+    found = judge(file.facts, soc, cann, precision=precision)
+    return [replace(f, mended_by=file.mended_by(f.rule.id)) for f in found if _is_mended(f) and f.rule.id not in spoken]
+
+
+def _is_mended(finding: Finding) -> bool:
+    """Whether what a rule says of a node is mended where it speaks of it no more: also what sources leave open, if a pass is there for it."""
+    rule = finding.rule
+    return rule.effect in BLOCKING or (rule.effect == "unknown" and bool(finding.node and rule.rewrite))
 
 
 def default_precision(soc: Soc, stored: str = "fp32") -> str:
@@ -226,7 +243,7 @@ def details_of(result: Judged) -> dict[str, Any]:
             for f in found
         ],
         "cut_here": list(result.cut),
-        "rewrites": dict(Counter(f.rule.rewrite or ("lower_opset" if f.node else THE_PORT) for f in result.mended)),
+        "rewrites": dict(Counter(f.rewrite or "lower_opset" for f in result.mended)),
         "passes": [dict(one) for one in result.applied if one["changes"]],
         "ai_cpu": {"nodes": sorted(ai_cpu), "share_of_multiplications": share_of(nodes, list(result.facts.nodes))},
     }
@@ -243,7 +260,7 @@ def finding_content(finding: Finding, status: str) -> dict[str, Any]:
         "code": rule.code,
         "says": rule.says,
         "detail": finding.detail,
-        "rewrite": rule.rewrite,
+        "rewrite": finding.rewrite,
         "why": "" if status == "mended" else rule.why,
         "since": rule.since,
         "until": rule.until,

@@ -16,9 +16,9 @@ from porting.ascend.atc_command import atc_command
 from porting.ascend.calibration import Cases
 from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, judged
 from porting.ascend.cuts import cut_for
+from porting.ascend.file_facts import file_facts
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
-from porting.ascend.graph_facts import external_keys_of
 from porting.ascend.handoff import NOT_COMPARED, write_handoff
 from porting.ascend.handoff_contents import contents_of
 from porting.ascend.image_inputs import CONFIG, KEY, ImageInputs, image_inputs
@@ -30,6 +30,7 @@ from porting.ascend.w8a8_compilation import deploy_file, in_w8a8
 from porting.ascend.w8a8_validation import W8A8, manifest_of
 from porting.ascend.whole_numbers import integer_carriers_of
 from porting.conversion import LANGUAGE_MODEL, Canonical
+from porting.cuts import Cut
 from porting.errors import UsageError
 from porting.inputs import UNLIMITED, context_of
 from porting.port_folder import Port
@@ -146,8 +147,10 @@ def judged_for(
     gears, graph = _with_gears(canonical, soc, wishes, quantised=precision == W8A8)
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
     source = canonical.source
-    keys = external_keys_of(source.onnx_path) if is_graph(source) and source.format == "onnx" else frozenset()
-    result = judged(fixed.graph, soc, release, precision, compared=compared, external_keys=keys)
+    file = None
+    if is_graph(source) and source.format == "onnx":
+        file = file_facts(source.onnx_path, source.cut or Cut(), fixed.applied)
+    result = judged(fixed.graph, soc, release, precision, compared=compared, file=file)
     result = replace(result, cut=cut_for(canonical, result))
     if gears is not None and result.portability != BLOCKED:
         require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8, cut=result.cut)

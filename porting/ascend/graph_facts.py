@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,15 +128,6 @@ def _with_reach(nodes: Sequence[tuple[ir.Node, NodeFacts]], sizes: Sizes, output
         for maker in sizes.makers.get(value, ()):
             reached[maker] = (*reached.get(maker, ()), value.name or "")
     return tuple(replace(facts, sizes_outputs=reached[node]) if node in reached else facts for node, facts in nodes)
-
-
-def external_keys_of(path: Path) -> frozenset[str]:
-    """Keys of external data in an .onnx file: a graph that was read has none any more. raises: what onnx.load raises"""
-    import onnx
-    from onnx.external_data_helper import _get_all_tensors
-
-    model = onnx.load(path, load_external_data=False)
-    return frozenset(entry.key for tensor in _get_all_tensors(model) for entry in tensor.external_data)
 
 
 def _opsets(imports: Mapping[str, int]) -> dict[str, int]:

@@ -80,12 +80,19 @@ class Finding:
     node:   the node's name, "" for the graph itself
     op:     its operator, with the domain where there is one; "" for the graph
     detail: what there matched, and the releases that the rule is known for
+    mended_by: what took it away where that was not the rule's pass
     """
 
     rule: Rule
     node: str
     op: str
     detail: str
+    mended_by: str = ""
+
+    @property
+    def rewrite(self) -> str | None:
+        """What mends it, or did."""
+        return self.mended_by or self.rule.rewrite
 
 
 @cache

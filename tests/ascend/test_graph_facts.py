@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
-from porting.ascend.graph_facts import SMALL, BodyFacts, GraphFacts, NodeFacts, ValueFacts, external_keys_of, facts_of
+from porting.ascend.graph_facts import SMALL, BodyFacts, GraphFacts, NodeFacts, ValueFacts, facts_of
 from porting.ascend.rules import judge
 from porting.ascend.soc import find_soc
 from porting.conversion import canonical_graph
@@ -118,16 +118,6 @@ def test_functions_are_named() -> None:
     found = facts_of(Graph(ir.from_proto(parser.parse_model(text))))
     assert found.functions == ("my::f",)
     assert [n.op for n in found.nodes] == ["f"]
-
-
-def test_keys_of_external_data(tmp_path: Path) -> None:
-    model = parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Add(x, w) }')
-    tensor = onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
-    for key, value in (("location", "w.bin"), ("offset", "0"), ("checksum", "abc")):
-        tensor.external_data.add(key=key, value=value)
-    model.graph.initializer.append(tensor)
-    onnx.save(model, tmp_path / "m.onnx")
-    assert external_keys_of(tmp_path / "m.onnx") == {"location", "offset", "checksum"}, "the data itself is not needed"
 
 
 # --- sizes that hang on numbers -----------------------------------------------------------------------------------
