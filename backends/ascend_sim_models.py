@@ -87,7 +87,9 @@ def compiled(
         digests = [(str(entry["path"]), str(entry["sha256"])) for entry in handoff.manifest["files"]]
         changed = [name for name, digest in digests if sha256_of(handoff.path / name) != digest]
         if changed:
-            raise PortError(f"file of the hand-off has changed: {changed[0]}", where=str(handoff.path), next="make the hand-off again")
+            raise PortError(
+                f"file of the hand-off has changed: {changed[0]}", where=str(handoff.path), next="make the hand-off again"
+            )
         return _kept(handoff.path, handoff.command, digests, machine, environment)
     with tempfile.TemporaryDirectory(prefix="porting-om-") as scratch:
         folder = Path(scratch)

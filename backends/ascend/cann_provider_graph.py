@@ -78,8 +78,9 @@ def refused_nodes(program: Program) -> list[Unsupported]:
 
 def _whole(program: Program) -> onnx.ModelProto:
     """The program's graph, with the branches that its sizes settle."""
-    fixed = {spec.name: spec.shape for spec in program.inputs if all(isinstance(size, int) for size in spec.shape)}
-    return settled(read_model(program), program.gears or ([fixed] if len(fixed) == len(program.inputs) else []))
+    fixed = {spec.name: tuple(size for size in spec.shape if isinstance(size, int)) for spec in program.inputs}
+    is_fixed = all(len(fixed[spec.name]) == len(spec.shape) for spec in program.inputs)
+    return settled(read_model(program), program.gears or ([fixed] if is_fixed else []))
 
 
 def _refused(model: onnx.ModelProto) -> list[Unsupported]:

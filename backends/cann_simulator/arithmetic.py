@@ -18,10 +18,11 @@ Not modelled: what kernels do inside, their accumulators, fusion, the order of s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -39,6 +40,7 @@ from porting.errors import InputError
 from porting.onnx_facts import nodes_of, valued_names
 
 HALVES: Mapping[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_NUMPY: Mapping[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 HF32_BITS = 11  # of the significand
 FIRST_OPSET = {"fp16": 9, "bf16": 13}  # of IsNaN and Where, of Cast to bfloat16
 DEFAULT_MODE = "fp16"  # ATC's own, on every SoC
@@ -132,9 +134,8 @@ def with_arithmetic(
         nodes = [node for _, node in nodes_of(graph.proto.graph)]
         kept = in_float | {n.name for n in nodes if _is_kept(n, name, stored, exceptions, soc)}
         changed = rounded(graph.proto, types, Rounding(FORMATS[form], kept, saturates))
-        if not clips and not saturates:
-            _unclip(changed.model, graph)
         graph.proto = changed.model
+        _round_weights(graph, FORMATS[form], clips or saturates)
     if name == "cube_fp16in_fp32out":
         cube = [n for _, n in nodes_of(graph.proto.graph) if n.op_type in CUBE_OPERATORS and stored.get(n.name) is None]
         _require_opset(graph.proto, "fp16")
@@ -246,18 +247,28 @@ def _widen_tensor(tensor: onnx.TensorProto) -> None:
 def _narrow_inputs(graph: OmGraph, types: Types, names: set[str], form: Format, saturates: bool) -> None:
     """Matrix operators read the narrow format and store float32."""
     valued = valued_names(graph.proto.graph)
+    weights = {t.name: t for t in graph.proto.graph.initializer if t.data_type == TensorProto.FLOAT}
     for body in {id(body): body for body, _ in nodes_of(graph.proto.graph)}.values():
         made: list[onnx.NodeProto] = []
         for node in body.node:
             if node.name in names:
                 for place in (0, 1) if node.op_type != "Einsum" else range(len(node.input)):
-                    if types.get(node.input[place], (0, None))[0] == TensorProto.FLOAT:
+                    if node.input[place] in weights:
+                        node.input[place] = _narrowed_weight(graph, node.input[place], weights, form)
+                    elif types.get(node.input[place], (0, None))[0] == TensorProto.FLOAT:
                         clip = saturates or node.input[place] not in valued
                         made += _narrowed(node, place, form, clip)
             made.append(node)
         kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in made]
         del body.node[:]
         body.node.extend(kept)
+
+
+def _narrowed_weight(graph: OmGraph, name: str, weights: Mapping[str, onnx.TensorProto], form: Format) -> str:
+    narrow = f"{PREFIX}read/{name}"
+    if all(tensor.name != narrow for tensor in graph.proto.graph.initializer):
+        graph.add_weight(narrow, _rounded_array(graph.array(weights[name]), form, True))
+    return narrow
 
 
 def _narrowed(node: onnx.NodeProto, place: int, form: Format, clip: bool) -> list[onnx.NodeProto]:
@@ -280,16 +291,32 @@ def _narrowed(node: onnx.NodeProto, place: int, form: Format, clip: bool) -> lis
     return made
 
 
-_CLIPPED = re.compile(re.escape(PREFIX) + r"copy/(?P<name>.+)")
+_COPY = f"{PREFIX}copy/"
+_CHAIN = re.compile(re.escape(PREFIX) + r"node[0-9]+/" + re.escape(_COPY) + "(?P<name>.+)", re.DOTALL)
 
 
-def _unclip(model: onnx.ModelProto, graph: OmGraph) -> None:
-    """is_weight_clip=0: weights that are too large become Inf, where rounded_graph clips what is constant."""
-    made = {node.output[0]: node for node in model.graph.node}
-    constants: Iterable[str] = {tensor.name for tensor in graph.proto.graph.initializer}
-    for node in model.graph.node:
-        last = _CLIPPED.fullmatch(node.output[0]) if node.op_type == "Cast" else None
-        if last is not None and last["name"] in constants:
-            narrow = made[node.input[0]]
-            if made[narrow.input[0]].op_type == "Min":
-                narrow.input[0] = last["name"]
+def _round_weights(graph: OmGraph, form: Format, clips: bool) -> None:
+    """Weights that are read rounded are rounded now, once: a runtime would take minutes and several times their memory.
+
+    clips: is_weight_clip=0 on a chip with Inf lets what is too large become that
+    """
+    body = graph.proto.graph
+    weights = {tensor.name: tensor for tensor in body.initializer}
+    chains = [
+        (node, found["name"]) for node in body.node if (found := _CHAIN.fullmatch(node.name)) and found["name"] in weights
+    ]
+    for name in dict.fromkeys(name for _, name in chains):
+        graph.add_weight(f"{_COPY}{name}", _rounded_array(graph.array(weights[name]), form, clips))
+    gone = {node.name for node, _ in chains}
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in body.node if node.name not in gone]
+    del body.node[:]
+    body.node.extend(kept)
+    graph.drop_unread()
+
+
+def _rounded_array(array: np.ndarray, form: Format, clips: bool) -> np.ndarray:
+    """What reading a weight in a narrower format makes of it, float32."""
+    if clips:
+        array = np.clip(np.nan_to_num(array, nan=0.0, posinf=form.largest, neginf=-form.largest), -form.largest, form.largest)
+    with np.errstate(over="ignore"):
+        return array.astype(_NUMPY[form.name]).astype(np.float32)

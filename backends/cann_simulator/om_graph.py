@@ -55,6 +55,13 @@ class OmGraph:
         else:
             self.proto.graph.initializer[place].CopyFrom(numpy_helper.from_array(array, name))
 
+    def add_weight(self, name: str, array: np.ndarray) -> None:
+        """A weight that the graph did not have."""
+        large = array.nbytes > INLINE_BYTES
+        if large:
+            self.weights[name] = array
+        self.proto.graph.initializer.append(_placeholder(name, array) if large else numpy_helper.from_array(array, name))
+
     def take_out(self) -> None:
         """Initializers of the main graph that are large become weights."""
         for tensor in self.proto.graph.initializer:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from porting.converters.checkpoints.onnx_tensors import TensorFiles
     from porting.cuts import Cut
 
 FIRST_IR_WITH_DEFAULTS = 4  # before it every initializer had to be listed as an input
@@ -62,6 +63,7 @@ def file_facts(path: Path, cut: Cut, applied: Sequence[Mapping[str, Any]] = ()) 
 
     from porting.converters.checkpoints.onnx_cut import cut_off, knows
     from porting.converters.checkpoints.onnx_order import put_in_order
+    from porting.converters.checkpoints.onnx_tensors import TensorFiles
     from porting.converters.checkpoints.onnx_wire import parse_model
 
     proto = parse_model(path)
@@ -73,8 +75,13 @@ def file_facts(path: Path, cut: Cut, applied: Sequence[Mapping[str, Any]] = ()) 
             cut_off(proto, cut, path)
     places = {t.name: {e.key: e.value for e in t.external_data} for t in _get_all_tensors(proto) if t.external_data}
     outside = {name for name, place in places.items() if place.get("location") != path.name}
-    model = _read(proto, path)
-    found = facts_of(Graph(model))
+    model = _read(proto)
+    files = TensorFiles(path)
+    try:
+        _take_tensors(model, files)
+        found = facts_of(Graph(model))
+    finally:
+        files.close()
     inputs = tuple(v for v in found.inputs if written_ir >= FIRST_IR_WITH_DEFAULTS or not v.is_constant)
     nodes = tuple(_as_written(node, outside) for node in found.nodes) if within else ()
     keys = frozenset(key for place in places.values() for key in place)
@@ -82,7 +89,7 @@ def file_facts(path: Path, cut: Cut, applied: Sequence[Mapping[str, Any]] = ()) 
     return FileFacts(replace(found, inputs=inputs, nodes=nodes, external_keys=keys, ir_version=written_ir), changed)
 
 
-def _read(proto: onnx.ModelProto, path: Path) -> ir.Model:
+def _read(proto: onnx.ModelProto) -> ir.Model:
     """The message with the types and shapes that follow in it; a node without a name is called by operator and output, as reading does."""
     import onnx
     import onnx_ir as ir
@@ -99,9 +106,21 @@ def _read(proto: onnx.ModelProto, path: Path) -> ir.Model:
                 number += 1
                 node.name = f"{base}_{number}"
             taken.add(node.name)
-    for graph in (model.graph, *model.graph.subgraphs()):
-        ir.external_data.set_base_dir(graph, path.parent)
     return model
+
+
+def _take_tensors(model: ir.Model, files: TensorFiles) -> None:
+    """Tensors that lie outside the message can be read: small numbers are looked at. onnx-ir's own reads none of a file with several links."""
+    import onnx_ir as ir
+
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = files.in_graph(value.const_value, str(value.name))
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, files.in_graph(attribute.value, name))
 
 
 def _as_written(node: NodeFacts, outside: set[str]) -> NodeFacts:

@@ -149,6 +149,18 @@ def test_weights_that_lie_in_the_file_are_not_outside_of_it(tmp_path: Path) -> N
         assert found.attributes["then_branch"].outside == outside
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_numbers_of_a_file_with_several_links_are_read(tmp_path: Path, outside: bool) -> None:
+    """As package managers keep them. 200 indices lie outside the message that is looked at, wherever the file has them."""
+    model = parsed("g (float[300] x) => (float[200] y) { y = Gather(x, i) }")
+    model.graph.initializer.append(numpy_helper.from_array(-np.arange(1, 201), "i"))
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=outside, location="m.bin")
+    for name in ("m.onnx", "m.bin") if outside else ("m.onnx",):
+        (tmp_path / f"second {name}").hardlink_to(tmp_path / name)
+    (node,) = file_facts(tmp_path / "m.onnx", Cut()).facts.nodes
+    assert node.inputs[1].constant.tolist() == [*range(-1, -201, -1)]
+
+
 def test_keys_of_external_data(tmp_path: Path) -> None:
     model = parsed("g (float[2] x) => (float[2] y) { y = Add(x, w) }")
     tensor = onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
