@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from porting.errors import UsageError
+from porting.evidence import evidence_level
 from porting.gear_runs import run_tokens
 from porting.graph_bench import bench_graph, measured_program, ratio
 from porting.port_folder import Port, open_port
@@ -98,6 +99,7 @@ def bench(
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "device": device,
+        "evidence_level": evidence_level(device, ports[0].manifest["target"]),
         "policy": f"{rounds} rounds after one to warm up, medians; {prompt_tokens} prompt and {new_tokens} new tokens, fresh random ids",
         "port": measured[0],
         "peak_rss_bytes": peak_rss_of_this_process(),
@@ -121,7 +123,8 @@ def _bench_graph(
     finally:
         for _, session, _ in opened:
             session.close()
-    return {"schema": SCHEMA, "device": device, **parts, "peak_rss_bytes": peak_rss_of_this_process()}
+    level = evidence_level(device, ports[0].manifest["target"])
+    return {"schema": SCHEMA, "device": device, "evidence_level": level, **parts, "peak_rss_bytes": peak_rss_of_this_process()}
 
 
 def _timed_load(port: Port, device: str) -> tuple[Session, float]:

@@ -32,7 +32,9 @@ def to_junit(verdict: Verdict) -> bytes:
         "time": f"{verdict.seconds:.3f}",
     }
     root = ElementTree.Element("testsuites", counts)
-    suite = ElementTree.SubElement(root, "testsuite", {"name": _legal(f"porting {verdict.command}"), **counts})
+    suite = ElementTree.SubElement(
+        root, "testsuite", {"name": _legal(f"porting {verdict.command} ({verdict.evidence_level})"), **counts}
+    )
     properties = ElementTree.SubElement(suite, "properties")
     for key in ("verdict", "evidence_level", "reference", "source", "target", "device", "reason"):
         ElementTree.SubElement(properties, "property", {"name": key, "value": _legal(str(getattr(verdict, key)))})
@@ -41,7 +43,7 @@ def to_junit(verdict: Verdict) -> bytes:
 
 
 def _case(verdict: Verdict, name: str, outcome: str, message: str, text: str) -> ElementTree.Element:
-    classname = _legal(f"porting.{verdict.command}.{verdict.device or verdict.target}")
+    classname = _legal(f"porting.{verdict.command}.{verdict.evidence_level}.{verdict.device or verdict.target}")
     case = ElementTree.Element("testcase", {"classname": classname, "name": _legal(name)})
     if outcome != "pass":
         kind = "failure" if outcome == "fail" else "error"

@@ -20,6 +20,7 @@ from porting.conversion import (
 from porting.cuts import cut_details
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable
+from porting.evidence import require_evidence
 from porting.inputs import paths_of
 from porting.judgement import Judgement, judgement_of_golden, judgement_of_source
 from porting.junit import to_junit
@@ -64,6 +65,7 @@ def port(
     preprocessing: str | Path | None = None,
     calibration: str | Path | Sequence[str | Path] | None = None,
     keep_float: Sequence[str] = (),
+    require_level: str = "static",
 ) -> Verdict:
     """Convert `source` into a port, compare it with a reference, and write the evidence into it.
 
@@ -74,14 +76,16 @@ def port(
     cann:    as `porting.convert` takes it, and `gears`, `host_cpu` and `preprocessing`. For an Ascend target the lowered graph is compared on
              `device`, in every gear, which shows that it computes the same and nothing about Ascend: level "static". What the rules block is a verdict that
              fails, and no port is written; a port that passes holds the hand-off for the compiler, in targets/
+    require_level: the weakest evidence level that counts
     calibration, keep_float: as `porting.convert` takes them. A graph without `inputs` is compared on the calibration, and the verdict says so
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
-    raises:  what `convert` and `validate` raise; a missing device or reference is found before anything is written
+    raises:  what `convert` and `validate` raise; a missing device, reference or level is found before anything is written
     """
     start = time.perf_counter()
     wanted = find_target(target)
     destination, example_inputs = output_and_examples(output_or_examples, output, example_inputs)
     require_free(destination, force)
+    require_evidence(device, require_level, wanted.name)
     require_usable(device)
     wishes = wishes_for(wanted, cann, gears, host_cpu, preprocessing, paths_of(calibration), keep_float)
     files, images = paths_of(inputs), () if wishes is None else wishes.images

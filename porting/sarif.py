@@ -35,8 +35,8 @@ class SarifResult:
     node: str
 
 
-def to_sarif(rules: Iterable[SarifRule], results: Sequence[SarifResult], model: str) -> bytes:
-    """One run. model: what was looked at, as a user names it. returns: UTF-8 JSON"""
+def to_sarif(rules: Iterable[SarifRule], results: Sequence[SarifResult], model: str, evidence_level: str) -> bytes:
+    """One run. model: what was looked at, as a user names it; evidence_level: of the verdict. returns: UTF-8 JSON"""
     listed = {rule.id: rule for rule in rules}
     places = {identifier: index for index, identifier in enumerate(listed)}
     run = {
@@ -50,6 +50,7 @@ def to_sarif(rules: Iterable[SarifRule], results: Sequence[SarifResult], model: 
                 ],
             }
         },
+        "properties": {"evidence_level": evidence_level},
         "results": [_result(one, places[one.rule], model) for one in results],
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}

@@ -118,4 +118,6 @@ def _sides(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _foot(report: dict[str, Any]) -> str:
-    return f"{report['policy']}; peak memory {options.size(report['peak_rss_bytes'])}"
+    level = report["evidence_level"]
+    shown = f"{level}: these times say nothing of an NPU's" if level != "hardware" else level
+    return f"{report['policy']}; peak memory {options.size(report['peak_rss_bytes'])}\nevidence: {shown}"

@@ -183,7 +183,7 @@ def sarif_of(verdict: Verdict) -> bytes:
         ]
         kept = "kept in fp32: it would overflow, lose all, or round what comes out away"
         results += [SarifResult(INTEGERS if n in last["carry_integers"] else OVERFLOW, "note", kept, n) for n in last["kept"]]
-    return to_sarif(rules, results, verdict.source)
+    return to_sarif(rules, results, verdict.source, verdict.evidence_level)
 
 
 def _message(finding: dict[str, str]) -> str:

@@ -96,6 +96,13 @@ device = click.option(
     metavar="D",
     help="name[:index][,option=value]..., as in cuda:0 or cpu,threads=2. Never falls back; cuda-or-cpu asks for either.",
 )
+require_level = click.option(
+    "--require-level",
+    type=click.Choice(["static", "emulated", "simulated", "hardware"]),
+    default="static",
+    show_default=True,
+    help="The weakest level of evidence that counts; less than this exits 3.",
+)
 weights = click.option(
     "--weights",
     default=None,

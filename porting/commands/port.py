@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     help="A golden to validate against. [default: the upstream implementation, where transformers is installed]",
 )
 @options.device
+@options.require_level
 @options.inputs
 @options.weights
 @options.force
@@ -49,6 +50,7 @@ def command(
     keep_float: tuple[str, ...],
     against: Path | None,
     device: str,
+    require_level: str,
     inputs: tuple[Path, ...],
     weights: str | None,
     force: bool,
@@ -73,6 +75,7 @@ def command(
             precision,
             against=against,
             device=device,
+            require_level=require_level,
             inputs=inputs,
             weights=kept,
             force=force,

@@ -23,13 +23,7 @@ from . import options
 @options.weights_file
 @options.device
 @options.inputs
-@click.option(
-    "--require-level",
-    type=click.Choice(["static", "emulated", "simulated", "hardware"]),
-    default="static",
-    show_default=True,
-    help="The weakest level of evidence that counts; less than this exits 3.",
-)
+@options.require_level
 @options.junit
 @options.as_json
 @options.quiet

@@ -52,6 +52,9 @@ def test_a_graph_is_lowered_and_computes_the_same(norm: Path, tmp_path: Path, ta
     assert not any(a.name in ("start", "end") for n in model_.graph.node if n.op_type == "Shape" for a in n.attribute)
     with pytest.raises(EvidenceUnavailable, match="cpu gives static evidence"):
         porting.validate(tmp_path / "m.port", norm, require_level="hardware")
+    with pytest.raises(EvidenceUnavailable, match="cpu gives static evidence"):
+        porting.port(norm, tmp_path / "n.port", target, require_level="simulated")
+    assert not (tmp_path / "n.port").exists()
 
 
 def test_what_is_blocked_is_a_verdict_and_no_port(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 def test_beside_the_untouched_file(folder: Path, name: str) -> None:
     report = bench(folder / f"{name}.port", "cpu,threads=1", compare=folder / f"{name}.onnx", rounds=3)
     assert report["schema"] == "porting.bench/1" and report["device"] == "cpu,threads=1"
+    assert report["evidence_level"] == "hardware"
     for side, called in (("port", f"{name}.port"), ("compare", f"{name}.onnx")):
         found = report[side]
         assert found["name"] == called
@@ -52,6 +53,13 @@ def test_beside_the_untouched_file(folder: Path, name: str) -> None:
     ratio = report["run_speed_ratio"]
     assert ratio["low"] <= ratio["median"] <= ratio["high"]
     assert report["peak_rss_bytes"] > 1 << 20
+
+
+def test_times_that_are_no_npus_say_so(folder: Path) -> None:
+    porting.convert(folder / "twice.onnx", folder / "npu.port", "Ascend910B3")
+    done = command(folder / "npu.port", "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    assert "evidence: static: these times say nothing of an NPU's" in done.stdout
 
 
 def test_sizes_are_the_users(folder: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from porting.errors import EvidenceUnavailable, InputError, VerdictFailed
 from porting.junit import to_junit
-from porting.verdict import Check, Verdict, printable
+from porting.verdict import EVIDENCE_LEVELS, Check, Verdict, printable
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "verdict_schema.json").read_text(encoding="utf-8"))
 HOSTILE = 'a<b>&"]]>\x00\x1b[31m\u202e\ud800\n' + "x" * 3000
@@ -226,6 +226,14 @@ def test_junit_lists_every_check_with_value_bound_and_place():
     assert failure.get("message") == "max abs error 3.1e-02 > 1.0e-02 at logits[0, 417]"
     for part in ("value: 0.031", "bound: 0.01", "where: logits[0, 417]", "detail: from the error analysis"):
         assert part in failure.text
+
+
+@pytest.mark.parametrize("level", EVIDENCE_LEVELS)
+def test_every_name_in_junit_carries_the_level(level: str) -> None:
+    """What a CI shows of a test is its name: green on a simulator may not look like green on the chip."""
+    suite = ElementTree.fromstring(to_junit(verdict_of(good(), evidence_level=level))).find("testsuite")
+    assert suite.get("name") == f"porting validate ({level})"
+    assert [case.get("classname") for case in suite.findall("testcase")] == [f"porting.validate.{level}.ascend"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"reference": "self"}])
