@@ -109,7 +109,7 @@ def _command(program: Program, machine: Machine, precision: str | None, gears: s
         raise UsageError(
             "a model without a hand-off needs precision=: atc's own default makes fp16 of it in silence",
             where="device ascend-sim",
-            next="precision=origin keeps the graph's dtypes; or fp32, fp16, bf16",
+            next="precision=origin keeps the graph's dtypes; or fp32, fp16, bf16. A port gets its hand-off where every size is settled: --gears",
         )
     if precision in PRECISIONS:
         mode = mode_for(soc, precision, stored=_stored(program))

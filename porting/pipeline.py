@@ -32,7 +32,7 @@ from porting.progress import silent
 from porting.recording import identity_of_port
 from porting.registry import load_backend
 from porting.sources import opened
-from porting.targets import find_target
+from porting.targets import Target, find_target
 from porting.verdict import Check, Verdict
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def port(
     against: a golden; the original when left out (transformers for a checkpoint, else the untouched file or module itself)
     inputs:  .npz files to validate on, in place of the built-in or generated inputs; uint8 images for inputs that `preprocessing` describes
     cann:    as `porting.convert` takes it, and `gears`, `host_cpu` and `preprocessing`. For an Ascend target the lowered graph is compared on
-             `device`, in every gear, which shows that it computes the same and nothing about Ascend: level "static". What the rules block is a verdict that
-             fails, and no port is written; a port that passes holds the hand-off for the compiler, in targets/
+             `device`, in every gear, which shows that it computes the same and nothing about Ascend: level "static". Where the device is
+             Ascend or its simulation that comes first, on the CPU. What the rules block is a verdict that fails, and no port is written;
+             a port that passes holds the hand-off for the compiler, in targets/
     require_level: the weakest evidence level that counts
     calibration, keep_float: as `porting.convert` takes them. A graph without `inputs` is compared on the calibration, and the verdict says so
     returns: the verdict, also in the port's evidence/ as verdict.json and junit.xml; evidence/golden.json holds the reference
@@ -117,8 +118,9 @@ def port(
             canonical, destination, wanted, chosen, compilation=compilation, weights=weights, force=force, progress=progress
         )
         compilation, more, forecast = of_the_compiler(compilation, made, judgement.case_feeds, progress)
-        more += pixel_checks(made, described, pixels, device)
-        verdict = judgement.judge(made, device, command="port", progress=progress, more=more)
+        first = "cpu" if runs_compiled(wanted, device) else device
+        pixels_hold = pixel_checks(made, described, pixels, first)
+        verdict = judgement.judge(made, first, command="port", progress=progress, more=more + pixels_hold)
         handed = {} if compilation is None else {"handoff": handed_over(made, compilation, verdict)}
         details = {
             **verdict.details,
@@ -135,7 +137,17 @@ def port(
         }
         full = Verdict(**{**verdict.__dict__, "details": details})
         write_evidence(made, full, judgement)
+        if first != device and full.ok:  # now there is a hand-off, and what its compiled form may cost is in the evidence
+            more += pixel_checks(made, described, pixels, device)
+            verdict = judgement.judge(made, device, command="port", progress=progress, more=more)
+            full = Verdict(**{**verdict.__dict__, "details": {**details, **verdict.details}})
+            write_evidence(made, full, judgement)
     return full
+
+
+def runs_compiled(target: Target, device: str) -> bool:
+    """Whether the device needs what is handed over of a port that passed: such a port is compared on the CPU, and then on the device."""
+    return target.kind == "ascend" and parse_device(device).name.startswith("ascend")
 
 
 def of_the_compiler(

@@ -12,7 +12,9 @@ from tiny import make
 from tiny_encoders import make_encoder
 
 import porting
+from porting.ascend.handoff import handoffs_of
 from porting.errors import EvidenceUnavailable, UnsupportedModel
+from porting.verdict import Verdict
 from tests.graph_models import model, node, weight
 
 
@@ -55,6 +57,20 @@ def test_a_graph_is_lowered_and_computes_the_same(norm: Path, tmp_path: Path, ta
     with pytest.raises(EvidenceUnavailable, match="cpu gives static evidence"):
         porting.port(norm, tmp_path / "n.port", target, require_level="simulated")
     assert not (tmp_path / "n.port").exists()
+
+
+@pytest.mark.parametrize("target", ["Ascend310P3", "Ascend910B3"])
+def test_a_port_is_compared_on_the_cpu_and_then_on_the_simulated_chip(norm: Path, tmp_path: Path, target: str) -> None:
+    """The hand-off comes of the first comparison, and the second runs what is compiled from it."""
+    verdict = porting.port(
+        norm, tmp_path / "m.port", target, device="ascend-sim", gears="batch=2", require_level="simulated"
+    ).require()
+    assert verdict.evidence_level == "simulated" and verdict.device == "ascend-sim"
+    assert ("forecast" in verdict.details) is (target == "Ascend310P3")
+    assert Verdict.from_json((tmp_path / "m.port" / "evidence" / "verdict.json").read_bytes()).checks == verdict.checks
+    (handoff,) = handoffs_of(tmp_path / "m.port")
+    assert handoff.manifest["evidence"]["level"] == "static"
+    assert porting.validate(tmp_path / "m.port", norm, "ascend-sim").ok
 
 
 def test_what_is_blocked_is_a_verdict_and_no_port(tmp_path: Path) -> None:
