@@ -168,7 +168,7 @@ def build_seconds() -> float:
 
 MODELS: dict[str, Callable[[], bytes]] = {
     "products": lambda: perceptron(256, 1024, 6),
-    "convolutions": lambda: convolutions(64, 56, 6),
+    "convolutions": lambda: convolutions(64, 56, 14),
 }
 
 
