@@ -16,6 +16,8 @@ from pathlib import Path
 
 from porting.errors import DeviceUnavailable
 
+from . import opapi_stubs
+
 SHIM = Path(__file__).with_name("shim")
 FLAGS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 CORE = "libcannsim.so"
@@ -33,9 +35,8 @@ class Library:
 
 
 # One real file per soname: a link to another library does not satisfy what was linked against the name.
-# A source that an earlier library takes is left to it; `opapi*` are those of libopapi.so.
 LIBRARIES = (
-    Library("libopapi.so", ("opapi*.cpp",)),
+    Library("libopapi.so"),
     Library("libascendcl.so"),
     Library("libacl_op_compiler.so"),
     Library("libacl_tdt_channel.so"),
@@ -118,7 +119,13 @@ def _key(compiler: str) -> str:
     for path in sorted(SHIM.iterdir()):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update("".join(_generated().values()).encode())
     return digest.hexdigest()[:24]
+
+
+def _generated() -> dict[str, str]:
+    """Sources that are no files: name -> text."""
+    return {opapi_stubs.FILE: opapi_stubs.source()} if (SHIM / "opapi.h").is_file() else {}
 
 
 def _build(compiler: str, folder: Path) -> None:
@@ -127,6 +134,9 @@ def _build(compiler: str, folder: Path) -> None:
     }
     taken = {path for paths in of_libraries.values() for path in paths}
     core = sorted(path for path in SHIM.glob("*.cpp") if path not in taken)
+    for name, text in _generated().items():
+        (folder / name).write_text(text, encoding="utf-8")
+        core.append(folder / name)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         objects = dict(
             zip([*core, *taken], pool.map(lambda path: _compile(compiler, path, folder), [*core, *taken]), strict=True)
@@ -137,7 +147,7 @@ def _build(compiler: str, folder: Path) -> None:
             of_libraries.items(),
         )
         list(linked)
-    for path in objects.values():
+    for path in (*objects.values(), *(folder / name for name in _generated())):
         path.unlink()
 
 
@@ -146,7 +156,7 @@ BESIDE_CORE = ("-Wl,--no-as-needed", "-L.", "-lcannsim", "-Wl,-rpath,$ORIGIN", "
 
 def _compile(compiler: str, source: Path, folder: Path) -> Path:
     target = folder / f"{source.stem}.o"
-    _run([compiler, *FLAGS, "-c", str(source), "-o", str(target)])
+    _run([compiler, *FLAGS, f"-I{SHIM}", "-c", str(source), "-o", str(target)])
     return target
 
 

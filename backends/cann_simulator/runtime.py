@@ -74,6 +74,7 @@ class Logic(C.Structure):
         ("run", C.CFUNCTYPE(C.c_int, C.c_uint32, C.c_int32, C.c_int32, C.POINTER(Tensor), C.c_void_p)),
         ("unload", C.CFUNCTYPE(C.c_int, C.c_uint32)),
         ("single", C.CFUNCTYPE(C.c_int, C.c_char_p, C.c_char_p, C.c_int32, C.POINTER(Tensor), C.c_void_p)),
+        ("operate", C.CFUNCTYPE(C.c_int, C.c_char_p, C.c_int32, C.c_void_p, C.c_void_p)),
     )
 
 
@@ -123,6 +124,12 @@ class _Runtime:
     def single(self, kind: bytes, attributes: bytes, count: int, tensors: Any, reply: int) -> None:
         inputs = [_view(tensors[i]) for i in range(count)]
         self._give(reply, single_operators.run(kind.decode(), json.loads(attributes), inputs))
+
+    def operate(self, name: bytes, count: int, arguments: int, reply: int) -> None:
+        from . import opapi  # with torch, which is there: only torch_npu calls these
+
+        for place, shape in opapi.run(name.decode(), count, arguments, self.machine):
+            self.library.cannsim_reply_dims(reply, place, *_dims(shape))
 
     def _give(self, reply: int, outputs: Sequence[np.ndarray]) -> None:
         for index, output in enumerate(outputs):
@@ -209,6 +216,7 @@ def _declared(library: C.CDLL) -> C.CDLL:
         "cannsim_reply_gear": (C.c_void_p, *dims),
         "cannsim_reply_gear_dims": (C.c_void_p, C.c_int, *dims),
         "cannsim_reply_output": (C.c_void_p, C.c_int, C.POINTER(Tensor)),
+        "cannsim_reply_dims": (C.c_void_p, C.c_int, *dims),
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)

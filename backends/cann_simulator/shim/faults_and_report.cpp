@@ -73,6 +73,17 @@ bool strikes(FaultKind kind, uint64_t nth) {
 uint64_t next_execution() { return ++executions; }
 uint64_t next_load() { return ++loads; }
 
+aclError due_fault(int device, const char* doing) {
+  uint64_t nth = next_execution();
+  std::string running = std::string("running ") + doing, at = ": a fault that was asked for, at execution " + std::to_string(nth);
+  if (strikes(DEVICE_LOST, nth)) {
+    lose(device);
+    return fail(RT_LOST, "the device was lost" + at);
+  }
+  if (strikes(TIMEOUT, nth)) return fail(RT_REPORT_TIMEOUT, running + " took too long" + at);
+  return strikes(EXECUTE_FAILED, nth) ? fail(RT_EXECUTE, running + " failed" + at) : OK;
+}
+
 void count_leak(const char* kind, size_t count, size_t bytes) {
   if (count) collecting->push_back({kind, count, bytes});
 }
@@ -103,6 +114,8 @@ std::string report_text(bool finalised) {
   stream_leaks();
   description_leaks();
   operator_leaks();
+  operand_leaks();
+  executor_leaks();
   collecting = nullptr;
   std::string text = "{\"finalised\": " + std::string(finalised ? "true" : "false") + ", \"executions\": " + std::to_string(executions) +
                      ", \"loads\": " + std::to_string(loads) + ", \"devices\": [" + memory_report() + "], \"leaks\": [";

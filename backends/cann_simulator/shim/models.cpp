@@ -208,20 +208,8 @@ aclError put_output(const Run& run, int index, const Tensor& tensor) {
   return OK;
 }
 
-aclError due_fault(const Model& model) {
-  uint64_t nth = next_execution();
-  std::string at = ": a fault that was asked for, at execution " + std::to_string(nth);
-  if (strikes(DEVICE_LOST, nth)) {
-    lose(model.device);
-    return fail(RT_LOST, "the device was lost" + at);
-  }
-  if (strikes(TIMEOUT, nth)) return fail(RT_REPORT_TIMEOUT, "running a model took too long" + at);
-  if (strikes(EXECUTE_FAILED, nth)) return fail(RT_EXECUTE, "running a model failed" + at);
-  return OK;
-}
-
 aclError compute(const Run& run) {
-  RETURN_IF(due_fault(*run.model));
+  RETURN_IF(due_fault(run.model->device, "a model"));
   std::vector<std::vector<int64_t>> shapes;
   std::vector<Tensor> tensors;
   int gear;

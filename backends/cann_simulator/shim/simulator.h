@@ -65,7 +65,9 @@ struct Reply {  // what a call into Python brings back
   int gear_input = -1;
   uint64_t weight_bytes = 0, work_bytes = 0;
   std::function<aclError(int index, const Tensor&)> output;  // takes one result, valid during the call only
+  std::function<void(int index, const std::vector<int64_t>& dims)> dims;  // of an argument whose size the operator found out
 };
+struct OpArgument;  // opapi.h
 struct Logic {  // mirrored in runtime.py; each returns an aclError
   int (*compile)(const void* onnx, uint64_t nbytes, const char* options, void* reply);
   int (*load)(const void* om, uint64_t nbytes, uint32_t id, void* reply);
@@ -73,6 +75,7 @@ struct Logic {  // mirrored in runtime.py; each returns an aclError
   int (*run)(uint32_t id, int32_t gear, int32_t count, const Tensor* inputs, void* reply);
   int (*unload)(uint32_t id);
   int (*single)(const char* type, const char* attributes, int32_t count, const Tensor* inputs, void* reply);
+  int (*operate)(const char* name, int32_t count, const OpArgument* arguments, void* reply);
 };
 aclError start_python();        // INTERNAL where the process has no interpreter
 const Logic* logic();           // null before start_python and after the interpreter ended
@@ -87,7 +90,7 @@ class GilReleased {             // for whoever waits: the thread that is waited 
 };
 
 // ---- handles: tokens that are never reused and never addresses, so that stale and foreign ones are found out -------
-enum HandleKind { CONTEXT = 1, STREAM, EVENT, BUFFER, DATASET, TENSOR_DESC, MODEL_DESC, OP_ATTR, CONFIG, EXEC_CONFIG };
+enum HandleKind { CONTEXT = 1, STREAM, EVENT, BUFFER, DATASET, TENSOR_DESC, MODEL_DESC, OP_ATTR, CONFIG, EXEC_CONFIG, OP_TENSOR, OP_SCALAR, OP_LIST, OP_EXECUTOR };
 // Tables of them, like all that has a destructor and is shared, are never destroyed: clients call from their own destructors.
 inline bool is_handle(const void* p) { return (uintptr_t(p) >> 56) == 0x40; }  // no canonical address begins so
 template <class T>
@@ -236,6 +239,9 @@ class FileView {  // a file's bytes, mapped: an .om is as large as its weights
 };
 void model_leaks();
 void operator_leaks();
+void operand_leaks();
+void executor_leaks();
+aclError due_fault(int device, const char* doing);  // numbers an execution, and answers with the fault that was asked for there
 std::string quoted(const std::string& text);  // as JSON
 
 }  // namespace sim
