@@ -10,6 +10,7 @@ environment changes. Options after the device's name, beside those of `ascend`:
     seed=N, delay_us=N    of the delays of streams; 0, 0: none
     faults=KIND@N+...     what goes wrong: oom, device-lost, timeout, execute-failed, load-failed at the N-th (for tests)
     report=FILE           gets what was not given back
+    facts=FILE            what `porting probe` saw: the simulator does as the chip did, soc and cann are those of the file
     precision=P           route om, of an .onnx that has no hand-off: fp32, fp16, bf16, or a value of --precision_mode_v2; no default
     gears=a=1&b=2;a=4&b=2 route om, of an .onnx with free dimensions and no hand-off: their sizes, by name
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from porting.ascend.handoff import Handoff
     from porting.backends.cann_simulator.machine import Fault, Machine
 
-MACHINE_OPTIONS = ("soc", "cann", "devices", "memory", "seed", "delay_us", "faults", "report")
+MACHINE_OPTIONS = ("soc", "cann", "devices", "memory", "seed", "delay_us", "faults", "report", "facts")
 PLAIN_OPTIONS = ("precision", "gears")
 UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 REAL = "ascend"
@@ -77,7 +78,7 @@ class AscendSimBackend:
 
         route = choice_option(self.name, options, "route", ROUTES)
         handoff = chosen_handoff(program, options.get("soc"), options.get("handoff"))
-        machine = self._machine(options, handoff)
+        machine = self.machine_of(options, handoff)
         environment = simulated_environment(machine)
         own = {*MACHINE_OPTIONS, "index", "handoff", *(PLAIN_OPTIONS if route == "om" else ())}
         passed = {name: value for name, value in options.items() if name not in own}
@@ -92,14 +93,18 @@ class AscendSimBackend:
             worker = WorkerSession(Device(REAL, index, passed), program, environment)
         return AscendSimSession(worker, f"{self.name}:{index}", on_ai_cpu)
 
-    def _machine(self, options: Mapping[str, str], handoff: Handoff | None) -> Machine:
-        """raises: UsageError"""
+    def machine_of(self, options: Mapping[str, str], handoff: Handoff | None = None) -> Machine:
+        """The machine that is meant. raises: UsageError; InputError for facts that are none"""
+        from porting.ascend.facts_file import read_facts
         from porting.backends.ascend.om_files import release_of
         from porting.backends.cann_simulator.machine import Machine
 
         chosen: dict[str, str] = {}
         if handoff is not None:
             chosen = {"soc": str(handoff.manifest["soc"]), "cann": release_of(handoff)}
+        if "facts" in options:
+            found = read_facts(options["facts"])
+            chosen = {**{"soc": found.soc, "cann": found.cann}, **chosen, "facts": str(Path(options["facts"]).absolute())}
         for name in ("soc", "cann", "report"):
             if name in options:
                 chosen[name] = options[name]

@@ -164,7 +164,8 @@ def _kept(
     machine: Machine,
     environment: Mapping[str, str],
 ) -> Path:
-    content = json.dumps([sorted(digests), command.arguments, machine.soc, machine.cann, _our_sources()])
+    facts = sha256_of(Path(machine.facts)) if machine.facts else ""
+    content = json.dumps([sorted(digests), command.arguments, machine.soc, machine.cann, facts, _our_sources()])
     root = _cache()
     kept = root / hashlib.sha256(content.encode()).hexdigest()[:32]
     om = kept / OM

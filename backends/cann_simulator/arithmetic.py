@@ -43,6 +43,8 @@ HALVES: Mapping[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: 
 _NUMPY: Mapping[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 HF32_BITS = 11  # of the significand
 FIRST_OPSET = {"fp16": 9, "bf16": 13}  # of IsNaN and Where, of Cast to bfloat16
+# rules that leave open what the arithmetic here does: weights are clipped, and what has no Inf stores the largest number
+SHOWS = frozenset(("fp16-constant", "fp16-constant-negative", "infinite-constant"))
 DEFAULT_MODE = "fp16"  # ATC's own, on every SoC
 # what a mode is under either option: v2's names, and those that only the first one has
 SAME_MODE: Mapping[str, str] = {

@@ -147,7 +147,10 @@ def _machine(soc: str) -> Machine:
     """The simulated machine of the environment, with the chip that is compiled for: it need not be the one that is here. raises: Refused"""
     try:
         said = os.environ.get(MACHINE)
-        return replace(Machine.from_json(said), soc=soc, memory_bytes=0) if said else Machine(soc)
+        here = Machine.from_json(said) if said else Machine(soc)
+        return (
+            here if here.soc == soc else replace(here, soc=soc, memory_bytes=0, facts="")
+        )  # facts are of the chip that is here
     except PortingError as error:
         raise Refused(CANNOT_LOAD, f"E13024: {MACHINE} has an invalid value: {error.what}") from error
 

@@ -14,22 +14,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
 
 from porting.ascend.aipp_text import parse_aipp
 from porting.ascend.checking import stored_precision
 from porting.ascend.graph_facts import GraphFacts, facts_of
+from porting.ascend.probe_facts import followed_by_simulator
 from porting.ascend.rules import Finding, judge
 from porting.ascend.soc import Soc, find_soc
 from porting.backends.cann_simulator.arithmetic import (
     JUDGED_AS,
+    SHOWS,
     exceptions_of,
     mode_of,
     with_arithmetic,
 )
 from porting.backends.cann_simulator.integer_layers import has_integer_layers, lower_integer_layers
 from porting.backends.cann_simulator.machine import Machine, Refused
-from porting.backends.cann_simulator.misread import GUESSED, misread
+from porting.backends.cann_simulator.misread import GUESSED, MISREAD, misread
 from porting.backends.cann_simulator.om_file import Aipp, Arithmetic, OmHeader, write_om
 from porting.backends.cann_simulator.om_graph import (
     CANNOT_LOAD,
@@ -84,13 +85,14 @@ class Compilation:
     mode: tuple[str, str]
     precision: str
     findings: Sequence[Finding]
+    soc: Soc
 
 
 def prepare(graph: OmGraph, given: Mapping[str, str], machine: Machine, folder: Path | None) -> Compilation:
     """raises: Refused for options that do not fit the model"""
     options = atc_options(given, machine)
     try:
-        soc = find_soc(options["soc_version"])
+        soc = machine.chip() if options["soc_version"] == machine.soc else find_soc(options["soc_version"])
     except UsageError as error:
         raise refused(error) from error
     files = files_of(options, folder)
@@ -101,10 +103,9 @@ def prepare(graph: OmGraph, given: Mapping[str, str], machine: Machine, folder: 
     _cut(graph.proto, options)
     shapes = shapes_from(options)
     _set_inputs(graph.proto, shapes)
-    keys = frozenset() if in_memory else _external_keys(graph.proto)
-    facts = replace(_facts(graph.proto), external_keys=keys)
+    facts = replace(_facts(graph.proto), external_keys=graph.external_keys)
     precision = _precision(graph.proto, mode[0], facts)
-    return Compilation(graph, options, machine, files, shapes, mode, precision, _judged(facts, soc, machine, precision))
+    return Compilation(graph, options, machine, files, shapes, mode, precision, _judged(facts, soc, machine, precision), soc)
 
 
 def require_accepted(findings: Iterable[Finding]) -> None:
@@ -126,7 +127,7 @@ def require_accepted(findings: Iterable[Finding]) -> None:
 
 
 def _finished(made: Compilation) -> bytes:
-    graph, soc = made.graph, find_soc(made.options["soc_version"])
+    graph, soc = made.graph, made.soc
     nodes = len(graph.proto.graph.node)
     read = _read(made)
     specs = read.specs
@@ -228,19 +229,11 @@ def _facts(proto: onnx.ModelProto) -> GraphFacts:
 
 def _judged(facts: GraphFacts, soc: Soc, machine: Machine, precision: str) -> Sequence[Finding]:
     try:
-        return judge(facts, soc, machine.cann, precision=precision)
+        found = judge(facts, soc, machine.cann, precision=precision)
     except (TypeError, ValueError, KeyError, IndexError) as error:  # an attribute that is of another type than ONNX says
         raise Refused(CANNOT_LOAD, f"E11010: an attribute of the model is none: {str(error)[:200]}") from error
-
-
-def _external_keys(proto: onnx.ModelProto) -> frozenset[str]:
-    """What the file said of where its weights lie was checked when they were read; other keys are what is asked for."""
-    return frozenset(
-        entry.key
-        for tensor in proto.graph.initializer
-        for entry in tensor.external_data
-        if tensor.data_location == TensorProto.EXTERNAL
-    )
+    probed = machine.probed() if soc.name == machine.soc else None
+    return list(followed_by_simulator(found, probed, frozenset(MISREAD), SHOWS))
 
 
 def _drop_unused_imports(proto: onnx.ModelProto) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from porting.ascend.soc import find_cann, find_soc, judged_cann, soc_in
+from porting.ascend.facts_file import CONFIRMED, REFUTED, Facts, read_facts
+from porting.ascend.probe_facts import require_fitting, soc_with
+from porting.ascend.soc import Soc, find_cann, find_soc, judged_cann, soc_in
 from porting.checked_json import integer, object_with, text
 from porting.errors import InputError, UsageError, nearest
 
@@ -69,7 +73,8 @@ class Machine:
     faults:       what goes wrong
     report:       file for the report of what leaked, written at aclFinalize and when the process ends; "" for none
     trace:        file that gets a line per call of the C API, "-" for stderr; "" for none
-    raises:       UsageError for a SoC, release or number that cannot be meant
+    facts:        file of what a probe saw, which this machine follows; "" for none
+    raises:       UsageError for a SoC, release or number that cannot be meant, or facts of another SoC or release; InputError for what are no facts
     """
 
     soc: str = "Ascend910B3"
@@ -81,6 +86,7 @@ class Machine:
     faults: tuple[Fault, ...] = field(default=())
     report: str = ""
     trace: str = ""
+    facts: str = ""
 
     def __post_init__(self) -> None:
         soc = find_soc(self.soc)
@@ -93,6 +99,26 @@ class Machine:
         object.__setattr__(self, "cann", cann)
         object.__setattr__(self, "memory_bytes", self.memory_bytes or min(soc.boards, default=UNKNOWN_BOARD))
         object.__setattr__(self, "faults", tuple(self.faults))
+        found = self.probed()
+        if found is not None:
+            require_fitting(found, soc, cann if found.cann else None)
+
+    def probed(self) -> Facts | None:
+        """What a probe saw, where this machine follows that. raises: InputError"""
+        if not self.facts:
+            return None
+        path = Path(self.facts)
+        return _facts_of(path, path.stat().st_mtime_ns) if path.is_file() else read_facts(path)
+
+    def chip(self) -> Soc:
+        """The SoC, with the overflow that was seen."""
+        return soc_with(find_soc(self.soc), self.probed(), simulated=True)
+
+    def follows(self, rule: str) -> bool:
+        """Whether facts decide a rule here."""
+        found = self.probed()
+        fact = None if found is None else found.by_rule.get(rule)
+        return fact is not None and fact.verdict in (CONFIRMED, REFUTED)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -108,9 +134,14 @@ class Machine:
         read: dict[str, Any] = {"faults": _faults(value["faults"])}
         for name in ("devices", "memory_bytes", "seed", "delay_us"):
             read[name] = integer(value[name], 0, 2**63 - 1, WHERE)
-        for name in ("soc", "cann", "report", "trace"):
+        for name in ("soc", "cann", "report", "trace", "facts"):
             read[name] = text(value[name], WHERE)
         return cls(**read)
+
+
+@lru_cache(maxsize=4)
+def _facts_of(path: Path, changed: int) -> Facts:
+    return read_facts(path)
 
 
 def _faults(value: Any) -> tuple[Fault, ...]:

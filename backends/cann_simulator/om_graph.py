@@ -27,10 +27,12 @@ class OmGraph:
     """
     proto:   the model; weights of the main graph above INLINE_BYTES are external data without numbers
     weights: those, by name
+    external_keys: by which the file says where its weights lie
     """
 
     proto: onnx.ModelProto
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+    external_keys: frozenset[str] = frozenset()
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
         return self.weights[tensor.name] if tensor.name in self.weights else numpy_helper.to_array(tensor)
@@ -100,7 +102,8 @@ def om_graph(model: bytes | onnx.ModelProto, folder: Path | None = None) -> OmGr
     raises: Refused, E10041, for what is no ONNX, and for weights that are not there
     """
     proto = model if isinstance(model, onnx.ModelProto) else _parsed(model)
-    made = OmGraph(proto)
+    outside = [t for t in (*proto.graph.initializer, *_inner_tensors(proto.graph)) if t.data_location == TensorProto.EXTERNAL]
+    made = OmGraph(proto, external_keys=frozenset(entry.key for tensor in outside for entry in tensor.external_data))
     for tensor in proto.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             array = _from_file(tensor, folder)

@@ -11,14 +11,13 @@ from typing import Any
 from porting.ascend.probe_place import Place
 from porting.ascend.rules import Rule
 from porting.ascend.soc import Soc
+from porting.backends.cann_simulator.arithmetic import SHOWS
 from porting.backends.cann_simulator.machine import Machine
 from porting.backends.cann_simulator.misread import MISREAD, OF_GRAPHS
 from porting.devices import Device, require_known_options
 
 OPTIONS = ("soc", "cann", "devices", "memory", "seed", "delay_us", "faults", "report", "facts")
 NOT_MODELLED = "not modelled by the simulator"
-# rules that leave something open, and what the arithmetic does all the same
-SHOWN = ("fp16-constant", "fp16-constant-negative", "infinite-constant")
 # traps whose answer the simulator does not make up
 TRAPS = (
     "overflow-fp16",
@@ -61,7 +60,7 @@ def unmodelled(asked: Rule | str, soc: Soc, machine: Machine) -> str:
     """Why what comes out shows nothing of the simulated chip; "" where the simulator follows a rule, or facts."""
     if isinstance(asked, str):
         return "" if asked in TRAPS else NOT_MODELLED
-    if asked.effect in ("refuses", "ai_cpu") or asked.id in SHOWN or machine.follows(asked.id):
+    if asked.effect in ("refuses", "ai_cpu") or asked.id in SHOWS or machine.follows(asked.id):
         return ""
     return "" if asked.effect == "wrong" and (asked.id in MISREAD or asked.id in OF_GRAPHS) else NOT_MODELLED
 

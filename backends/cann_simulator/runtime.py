@@ -17,8 +17,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from porting.ascend.soc import find_soc
-
 from . import compiler, execution, single_operators
 from .environment import MACHINE
 from .machine import FAULTS, IoSpec, Machine, Refused
@@ -195,7 +193,7 @@ def install(path: str) -> None:
     _installed.extend((runtime, logic))
     texts = [text.encode() for text in (machine.soc, machine.cann, machine.report, machine.trace)]
     numbers = (machine.devices, machine.memory_bytes, machine.seed, machine.delay_us)
-    library.cannsim_set_machine(*texts, *numbers, find_soc(machine.soc).saturates is True)
+    library.cannsim_set_machine(*texts, *numbers, machine.chip().saturates is True)
     for fault in machine.faults:
         library.cannsim_add_fault(list(FAULTS).index(fault.kind), fault.at)
     atexit.register(library.cannsim_shutdown)

@@ -39,7 +39,8 @@ from porting.ascend.rule_matching import graph_matches, node_matches
 from porting.ascend.soc import FAMILIES, Soc, release_order
 
 EFFECTS = ("refuses", "wrong", "ai_cpu", "slow", "unknown")
-CONFIDENCES = ("documented", "read in source", "inferred", "probed on hardware")
+PROBED = "probed on hardware"
+CONFIDENCES = ("documented", "read in source", "inferred", PROBED)
 
 
 @dataclass(frozen=True)
