@@ -15,6 +15,7 @@ BASE = ["numpy", "onnx>=1.19", "onnx-ir>=1.0", "safetensors", "ml_dtypes", "toke
 TORCH = ["torch", "transformers", "onnxscript"]
 GGUF = ["gguf"]
 CPU = ["onnxruntime>=1.28"]
+SIGN = ["cryptography"]
 TEST = [
     "pytest",
     "pytest-xdist",
@@ -31,6 +32,7 @@ TEST = [
     *CPU,
     *TORCH,
     *GGUF,
+    *SIGN,
 ]
 
 setup(
@@ -56,6 +58,7 @@ setup(
         "ascend": ["onnxruntime-cann"],  # with constraints-cann.txt
         "torch": TORCH,
         "gguf": GGUF,
+        "sign": SIGN,
         "test": TEST,
     },
     entry_points={"console_scripts": ["porting = porting.cli:main"]},

@@ -95,7 +95,7 @@ class AscendSimBackend:
 
     def machine_of(self, options: Mapping[str, str], handoff: Handoff | None = None) -> Machine:
         """The machine that is meant. raises: UsageError; InputError for facts that are none"""
-        from porting.ascend.facts_file import read_facts
+        from porting.ascend.facts_reading import read_facts
         from porting.backends.ascend.om_files import release_of
         from porting.backends.cann_simulator.machine import Machine
 

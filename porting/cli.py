@@ -32,6 +32,7 @@ COMMANDS = {  # in the order of the work; the line is what `porting --help` show
     "plan": "Forecast memory, disk, time and cards from headers alone.",
     "convert": "Convert a checkpoint into a port.",
     "check": "Will it port to an Ascend SoC? Judged against documents and sources, on no device.",
+    "probe": "What an Ascend NPU itself does with a small graph per rule; a facts file that `check` follows.",
     "compile": "Compile a port's hand-off for Ascend, where Huawei's atc is.",
     "explain": "What a code or log of Ascend's tools means, and what to do; offline, in English or Chinese.",
     "port": "The main job: inspect, convert and validate; one verdict.",

@@ -58,6 +58,8 @@ def fact_lines(details: Mapping[str, Any]) -> list[str]:
         )
     if isinstance(forecast := details.get("forecast"), str):
         lines.append(f"forecast of overflows: {forecast}")
+    if facts := details.get("facts"):
+        lines.append(f"facts: {printable(str(facts['said']), 400)}")
     if left_open := details.get("left_open"):
         lines.append(f"sizes left open: {left_open}")
     return [*lines, *(f"note: {printable(str(note), 300)}" for note in details.get("notes", ()))]

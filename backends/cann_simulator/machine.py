@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from porting.ascend.facts_file import CONFIRMED, REFUTED, Facts, read_facts
+from porting.ascend.facts_file import CONFIRMED, REFUTED, Facts
+from porting.ascend.facts_reading import read_facts
 from porting.ascend.probe_facts import require_fitting, soc_with
 from porting.ascend.soc import Soc, find_cann, find_soc, judged_cann, soc_in
 from porting.checked_json import integer, object_with, text

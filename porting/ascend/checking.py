@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from porting.ascend.cuts import advice
+from porting.ascend.facts_file import Facts
 from porting.ascend.file_facts import FileFacts
 from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.pass_comparison import PassComparison
 from porting.ascend.precision import Mode, cube_takes_fp32, in_release, mode_for
+from porting.ascend.probe_facts import followed, mode_with, soc_with
 from porting.ascend.rules import Finding, judge
 from porting.ascend.soc import Soc
 from porting.ascend.work import share_of
@@ -92,6 +94,7 @@ def judged(
     *,
     compared: bool = False,
     file: FileFacts | None = None,
+    probed: Facts | None = None,
 ) -> Judged:
     """Judge a canonical graph, lower it, and judge what came out. No weight is read that no pass changes.
 
@@ -99,32 +102,39 @@ def judged(
                and else for the default of the SoC
     compared: whether what each pass changes is run before and after it, see pass_comparison.py; UnsupportedModel where a result is another
     file: what the .onnx file that the graph was read from says of itself; None where it comes from none
+    probed: what a probe saw of this chip: it decides rules, and which of two overflows the chip has
     """
     from porting.converters.passes.ascend.tables import lower_for_ascend
 
+    soc = soc_with(soc, probed)
     plain = facts_of(graph)
     stored = stored_precision(plain)
     precision = precision or default_precision(soc, stored)
-    precision = stored if precision == SOURCE else precision
-    before = judge(plain, soc, cann, precision=precision)
+    wanted = stored if precision == SOURCE else precision
+
+    def spoken(facts: GraphFacts) -> list[Finding]:
+        return followed(judge(facts, soc, cann, precision=wanted), probed)
+
+    before = spoken(plain)
     lowered, applied = lower_for_ascend(graph, PassComparison() if compared else None)
     facts = facts_of(lowered)
-    after = judge(facts, soc, cann, precision=precision)
+    after = spoken(facts)
     left = {(f.rule.id, f.node) for f in after}
     mended = [f for f in before if _is_mended(f) and (f.rule.id, f.node) not in left]
-    mended += mended_in_file(file, {f.rule.id for f in (*before, *after)}, soc, cann, precision) if file is not None else []
+    if file is not None:
+        mended += mended_in_file(file, {f.rule.id for f in (*before, *after)}, spoken(file.facts))
     blocking = [f for f in after if f.rule.effect in BLOCKING]
     noted = [f for f in after if f.rule.effect not in BLOCKING]
-    mode = in_release(mode_for(soc, precision, stored=stored_precision(facts)), cann)
-    return Judged(soc, cann, precision, mode, lowered, facts, applied, mended, blocking, noted)
+    mode = mode_with(in_release(mode_for(soc, wanted, stored=stored_precision(facts)), cann), probed, wanted)
+    return Judged(soc, cann, wanted, mode, lowered, facts, applied, mended, blocking, noted)
 
 
-def mended_in_file(file: FileFacts, spoken: Collection[str], soc: Soc, cann: str | None, precision: str) -> list[Finding]:
+def mended_in_file(file: FileFacts, spoken: Collection[str], found: Sequence[Finding]) -> list[Finding]:
     """What rules say of a file as it lies on the disk, and of the graph that was made of it no more.
 
     spoken: rules that speak of that graph, before or after the passes for Ascend
+    found:  what they say of the file
     """
-    found = judge(file.facts, soc, cann, precision=precision)
     return [replace(f, mended_by=file.mended_by(f.rule.id)) for f in found if _is_mended(f) and f.rule.id not in spoken]
 
 

@@ -16,6 +16,7 @@ from porting.ascend.atc_command import atc_command
 from porting.ascend.calibration import Cases
 from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, judged
 from porting.ascend.cuts import cut_for
+from porting.ascend.facts_file import Facts
 from porting.ascend.file_facts import file_facts
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
@@ -52,6 +53,7 @@ class Wishes:
     host_cpu: "aarch64" for Kunpeng, "x86_64"; None: that of the machine where atc runs
     images:   how the device makes inputs from uint8 pixels (AIPP); () where it is fed the model's own numbers
     calibration, keep_float: of W8A8: .npz files to calibrate on, and nodes that stay in float
+    facts:    what a probe saw of the chip
     """
 
     cann: str | None = None
@@ -60,6 +62,7 @@ class Wishes:
     images: Sequence[ImageInput] = ()
     calibration: Sequence[Path] = ()
     keep_float: Sequence[str] = ()
+    facts: Facts | None = None
 
     @property
     def said(self) -> list[str]:
@@ -150,7 +153,7 @@ def judged_for(
     file = None
     if is_graph(source) and source.format == "onnx":
         file = file_facts(source.onnx_path, source.cut or Cut(), fixed.applied)
-    result = judged(fixed.graph, soc, release, precision, compared=compared, file=file)
+    result = judged(fixed.graph, soc, release, precision, compared=compared, file=file, probed=wishes.facts)
     result = replace(result, cut=cut_for(canonical, result))
     if gears is not None and result.portability != BLOCKED:
         require_gears_possible(gears.kind, result.facts, quantised=precision == W8A8, cut=result.cut)

@@ -17,11 +17,15 @@ import numpy as np
 from porting.ascend.checking import BLOCKED, Judged, ascend_target, source_name, verdict_of
 from porting.ascend.compilation import FIXED_SHAPES, Compilation, Wishes, judged_for
 from porting.ascend.exceptions import Exceptions, exceptions_for, most_tokens, no_forecast, token_feeds
+from porting.ascend.facts_file import Facts
+from porting.ascend.facts_reading import read_facts
 from porting.ascend.gear_requests import Request
 from porting.ascend.half_formats import FORMATS
 from porting.ascend.image_inputs import images_check
 from porting.ascend.memory import FLOAT_BYTES, boards, memory_bound
 from porting.ascend.preprocessing import read_preprocessing
+from porting.ascend.probe_facts import require_fitting
+from porting.ascend.soc import find_cann, find_soc
 from porting.ascend.whole_numbers import integer_carriers_of
 from porting.conversion import ENCODER, LANGUAGE_MODEL, Canonical, canonical_graph
 from porting.cuts import cut_details
@@ -53,6 +57,8 @@ def check(
     inputs: str | Path | Sequence[str | Path] | None = None,
     text: str | Sequence[str] | None = None,
     preprocessing: str | Path | None = None,
+    facts: str | Path | None = None,
+    facts_key: str | Path | None = None,
     progress: Any = silent,
     **options: Any,
 ) -> Verdict:
@@ -66,17 +72,20 @@ def check(
     inputs:          .npz files, as `porting.port` takes them: what overflows in fp16 on them, and which nodes have to stay in fp32
     text:            the same from texts, of a language model or an encoder with its tokenizer
     preprocessing:   a file that says how inputs are made from uint8 images: what AIPP cannot do of it is an error
+    facts:           a file of what `porting probe` saw of this chip: rules that hold there, block no more, or block now; simulated ones are only told
+    facts_key:       a PEM file with the public key of whoever made them; without it their integrity is checked, and no more
     returns:         a verdict of level "static": details["portability"] is "portable", "portable after rewrites" or "blocked" (exit 1: by a rule, by
                      what overflows, or by a memory too small), or "undecided" (exit 3: the forecast could not tell)
-    raises:          UsageError (no Ascend target, unknown release, gears, images that AIPP cannot make), InputError (inputs that do not fit, or hold
-                     NaN), and what reading the source raises
+    raises:          UsageError (no Ascend target, unknown release, gears, images that AIPP cannot make, facts of another chip or release), InputError
+                     (inputs that do not fit, or hold NaN; facts that are none, or not signed with that key), and what reading the source raises
     """
     from porting.converters.passes.ascend.tables import HIGHEST_OPSET
 
     start = time.perf_counter()
     wanted = ascend_target(target)
     images = () if preprocessing is None else read_preprocessing(preprocessing)
-    wishes = Wishes(cann, Request(named=gears) if isinstance(gears, str) else gears)
+    probed, told = _probed(facts, facts_key, wanted, cann)
+    wishes = Wishes(cann, Request(named=gears) if isinstance(gears, str) else gears, facts=probed)
     texts, files = [text] if isinstance(text, str) else list(text or ()), paths_of(inputs)
     with opened(source, **options) as found, progress("check", 3, unit="steps") as advance:
         canonical = canonical_graph(found, HIGHEST_OPSET)
@@ -94,7 +103,27 @@ def check(
     if compilation.free:
         forecast["left_open"] = f"{printable(', '.join(compilation.free), 200)}; {FIXED_SHAPES}"
     checks = [*more, *held, *(exceptions.checks() if exceptions is not None else [])]
-    return _verdict(result, canonical, wanted, start, checks, {**bound, **forecast})
+    return _verdict(result, canonical, wanted, start, checks, {**bound, **forecast, **told})
+
+
+def _probed(
+    facts: str | Path | None, key: str | Path | None, target: Target, cann: str | None
+) -> tuple[Facts | None, dict[str, Any]]:
+    """The facts, and what the report says of them. raises: UsageError, InputError"""
+    if facts is None:
+        if key is not None:
+            raise UsageError("a key, and no facts", where="--facts-key", next="give --facts FILE")
+        return None, {}
+    found = read_facts(facts, None if key is None else Path(key))
+    said = require_fitting(found, find_soc(target.name), find_cann(cann))
+    about = {
+        "file": str(facts),
+        "level": found.level,
+        "made": found.made,
+        "complete": found.complete,
+        "signature": found.checked,
+    }
+    return found, {"facts": {**about, "said": said}}
 
 
 def _verdict(

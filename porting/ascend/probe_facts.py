@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
-from porting.ascend.facts_file import CONFIRMED, REFUTED, Fact, Facts
+from porting.ascend.facts_file import CONFIRMED, OVERFLOW, REFUTED, Fact, Facts
 from porting.ascend.precision import Mode
 from porting.ascend.rules import PROBED, Finding, Rule
 from porting.ascend.soc import Soc
 from porting.errors import UsageError
 
-OVERFLOW, INFINITE, SATURATED = "overflow-fp16", "infinity", "largest number"  # the trap, and how it may go
+INFINITE, SATURATED = "infinity", "largest number"  # how an overflow may go
 BLOCKS_PRECISION = {"fp32": "fp32-cube", "bf16": "bf16-precision"}  # the rule that a mode's blocker is about
 WHERE = "--facts"
 
@@ -42,7 +42,7 @@ def require_fitting(facts: Facts, soc: Soc, cann: str | None) -> str:
     return "; ".join((facts.named(), *notes))
 
 
-def followed(findings: Iterable[Finding], facts: Facts | None, soc: Soc) -> list[Finding]:
+def followed(findings: Iterable[Finding], facts: Facts | None) -> list[Finding]:
     """Findings as facts about the chip leave them."""
     if facts is None:
         return list(findings)

@@ -42,7 +42,7 @@ class RuleTest:
 def test_of(rule: Rule, soc: Soc, cann: str | None) -> RuleTest | Fact:
     """How a rule is probed on a chip, or why not."""
     if soc.family not in rule.families:
-        return _not_probed(rule, f"it is said of {', '.join(rule.families)}, and {soc.name} is a {soc.family}")
+        return _not_probed(rule, f"it is said of {', '.join(rule.families)}, and {soc.name} is of {soc.family}")
     orders = [None if bound is None else release_order(bound) for bound in (rule.since, rule.until)]
     here = None if cann is None else release_order(cann)
     if here is not None and ((orders[0] is not None and here < orders[0]) or (orders[1] is not None and here > orders[1])):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from porting.ascend.facts_file import OVERFLOW
 from porting.ascend.precision import cube_takes_fp32
-from porting.ascend.probe_facts import INFINITE, OVERFLOW, SATURATED
+from porting.ascend.probe_facts import INFINITE, SATURATED
 from porting.ascend.probe_graphs import ProbeGraph
 from porting.ascend.probe_place import Seen
 from porting.ascend.soc import Soc

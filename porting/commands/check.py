@@ -61,6 +61,18 @@ LEVELS = {"blocks": "error", "mended": "note", "noted": "warning"}
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the findings as SARIF 2.1.0, for a code host or an editor; replaces an old file.",
 )
+@click.option(
+    "--facts",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What `porting probe` saw of this chip: rules that it refutes do not block, what it found worse does. Of the simulator: only told.",
+)
+@click.option(
+    "--facts-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PUBLIC_KEY",
+    help="A PEM file with the Ed25519 key of whoever made the facts; exit 2 when they are not signed with it.  [default: integrity only]",
+)
 @options.inputs
 @options.preprocessing
 @options.junit
@@ -77,6 +89,8 @@ def command(
     texts: tuple[str, ...],
     write_exceptions: Path | None,
     sarif: Path | None,
+    facts: Path | None,
+    facts_key: Path | None,
     inputs: tuple[Path, ...],
     preprocessing: Path | None,
     junit: Path | None,
@@ -89,7 +103,7 @@ def command(
     much memory it takes at least. No weight is read for that. With --inputs or --text the model runs on the CPU, to forecast what overflows or
     is lost in fp16 or bf16, and which nodes have to stay in fp32.
 
-    Exit 0 when it is portable, after rewrites too; 1 when it is blocked. Nothing here ever ran on Ascend.
+    Exit 0 when it is portable, after rewrites too; 1 when it is blocked. Nothing here ever ran on Ascend; --facts says what did.
     """
     options.require_junit(junit)
     options.require_junit(sarif, "--sarif")
@@ -107,6 +121,8 @@ def command(
             inputs=read,
             text=texts,
             preprocessing=preprocessing,
+            facts=facts,
+            facts_key=facts_key,
             progress=options.progress(quiet),
         )
     if write_exceptions is not None:

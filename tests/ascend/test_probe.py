@@ -1,0 +1,297 @@
+"""porting probe on the simulated NPU: it reports what the simulator models, and only that; what breaks is told, and ends nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from porting.ascend import probe_place
+from porting.ascend.facts_file import Fact, Facts, file_of
+from porting.ascend.facts_reading import read_facts
+from porting.ascend.probe import probe, summary
+from porting.ascend.probe_place import Bench, place_of
+from porting.ascend.probe_traps import TRAPS
+from porting.ascend.rules import rules
+from porting.ascend.soc import find_soc
+from porting.backends.cann_simulator.environment import simulated_environment
+from porting.backends.cann_simulator.machine import Machine
+from porting.backends.cann_simulator.misread import MISREAD, OF_GRAPHS, UNDEFINED
+from porting.commands import probe as probe_command
+from porting.devices import parse_device
+from porting.errors import DeviceUnavailable, InputError, RuntimeFailed, UsageError
+
+A2, SATURATING = "ascend-sim,soc=Ascend910B3", "ascend-sim,soc=Ascend310P3,cann=9.1.0"
+BY_ID = {rule.id: rule for rule in rules()}
+# arithmetic that the simulator has, though the rules leave it open
+SHOWN = {"fp16-constant", "fp16-constant-negative", "infinite-constant"}
+KERNELS = {
+    "sum-matmul-fp16",
+    "sum-conv-fp16",
+    "sum-reduce-fp16",
+    "overflow-fp32",
+    "max-of-nan",
+    "subnormals-fp16",
+    "cast-to-int",
+    "mod-of-integers",
+}
+SOME = ("saturation", "mod-fmod", "pad-wrap", "no-parser", "pool-window", "dtype-gather", "overflow-fp16", "sum-matmul-fp16")
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Facts]:
+    return {device: probe(device) for device in (A2, SATURATING)}
+
+
+@pytest.fixture(params=[A2, SATURATING])
+def facts(request: pytest.FixtureRequest, seen: dict[str, Facts]) -> Facts:
+    return seen[request.param]
+
+
+def names(facts: Facts, verdict: str, kind: str = "rule") -> set[str]:
+    return {fact.id for fact in facts.results if fact.verdict == verdict and fact.kind == kind}
+
+
+# --- what the simulator models, and only that ---------------------------------------------------------------------------
+
+
+def test_every_rule_and_trap_is_there_once(facts: Facts) -> None:
+    assert [fact.id for fact in facts.results] == [*(rule.id for rule in rules()), *(trap.id for trap in TRAPS)]
+    assert facts.complete and facts.level == "simulated" and not facts.stopped
+    assert facts.soc in ("Ascend910B3", "Ascend310P3") and facts.cann in ("9.2.0", "9.1.0")
+    assert all(fact.why for fact in facts.results if fact.verdict in ("undecided", "not probed"))
+
+
+def test_what_the_simulator_models_is_confirmed(facts: Facts) -> None:
+    """What it refuses, misreads and places; of a graph that several rules refuse, and of a chip without the control, nothing is said."""
+    modelled = {id for id, rule in BY_ID.items() if rule.effect in ("refuses", "ai_cpu")} | SHOWN
+    modelled |= {id for id, rule in BY_ID.items() if rule.effect == "wrong" and id in {*MISREAD, *OF_GRAPHS} - set(UNDEFINED)}
+    mixed = {f.id for f in facts.results if f.why.startswith(("another rule says so", "the control beside it fails too"))}
+    assert len(mixed) <= 3, mixed
+    asked = modelled - names(facts, "not probed") - mixed
+    assert names(facts, "confirmed") == asked and len(asked) > 100
+
+
+def test_what_it_does_not_model_is_never_confirmed(facts: Facts) -> None:
+    left = [fact for fact in facts.results if fact.verdict == "undecided"]
+    assert {fact.id for fact in left if fact.kind == "trap"} == KERNELS
+    open_rules = {id for id, rule in BY_ID.items() if rule.effect == "unknown"} - SHOWN
+    assert names(facts, "undecided") >= open_rules - names(facts, "not probed")
+    assert all(
+        fact.why.startswith("not modelled by the simulator; measured: ") for fact in left if fact.id in open_rules | KERNELS
+    )
+    assert not names(facts, "refuted") and not names(facts, "refuted", "trap")
+
+
+def test_codes_and_numbers_are_told(seen: dict[str, Facts]) -> None:
+    half, single = seen[SATURATING], seen[A2]
+    assert half.by_trap["overflow-fp16"].numbers == (65504.0, -65504.0, 2.0)
+    assert single.by_trap["overflow-fp16"].numbers == (float("inf"), float("-inf"), 2.0)
+    assert (single.by_rule["no-parser"].code, single.by_rule["no-parser"].code_seen) == ("E13010", "E13010")
+    assert single.by_rule["external-key"].code_seen == "E19999", "the rule has no code; this one was seen"
+    assert single.by_rule["integer-division"].numbers[:2] == (4.0, -4.0)
+    assert half.by_rule["fp32-cube"].code_seen == "EZ3003"
+    assert single.by_trap["om-of-another-soc"].code_seen == "507008"
+    assert single.by_rule["fp32-cube"].why == "it is said of 310, 310P, 910A, and Ascend910B3 is of A2"
+    assert single.by_rule["several-imports"].why == "it is said of CANN up to 9.1.0, and this is 9.2.0"
+    assert half.by_trap["hf32-conv"].verdict == "not probed" and "fp16 only" in half.by_trap["hf32-conv"].why
+
+
+def test_nodes_on_the_ai_cpu_are_seen_in_a_simulated_model_only(seen: dict[str, Facts]) -> None:
+    fact = seen[A2].by_rule["pool-window"]
+    assert (fact.verdict, fact.seen, fact.text) == ("confirmed", "ai_cpu", "1 nodes on the AI CPU")
+    assert place_of(parse_device("ascend:0")).ai_cpu(Path("any.om")) is None
+
+
+# --- a simulator that is broken on purpose ------------------------------------------------------------------------------
+
+
+def changed(facts: Facts, path: Path, **results: tuple[str, str]) -> str:
+    """Facts with other verdicts: id -> (verdict, seen). The device that follows them."""
+    made = [
+        replace(fact, verdict=results[key][0], seen=results[key][1], why="")
+        if (key := fact.id.replace("-", "_")) in results
+        else fact
+        for fact in facts.results
+    ]
+    path.write_bytes(file_of(replace(facts, results=tuple(made), checked=Facts.checked)))
+    return f"ascend-sim,facts={path}"
+
+
+def test_a_simulator_without_saturation_is_refuted(seen: dict[str, Facts], tmp_path: Path) -> None:
+    device = changed(
+        seen[SATURATING],
+        tmp_path / "f.json",
+        overflow_fp16=("refuted", "infinity"),
+        saturation=("refuted", "none"),
+        pad_wrap=("refuted", "none"),
+        mod_fmod=("refuted", "none"),
+    )
+    found = probe(
+        device, only=("overflow-fp16", "nan-fp16", "saturation", "pad-wrap", "mod-fmod", "no-parser", "weights-not-clipped")
+    )
+    assert found.soc == "Ascend310P3" and found.cann == "9.1.0", "the machine is that of the facts"
+    assert names(found, "refuted") == {"saturation", "pad-wrap", "mod-fmod"} and names(found, "confirmed") == {"no-parser"}
+    assert names(found, "refuted", "trap") == {"overflow-fp16", "nan-fp16", "weights-not-clipped"}
+    assert found.by_rule["pad-wrap"].seen == "none" and found.by_trap["overflow-fp16"].seen == "infinity"
+
+
+def test_a_simulator_that_follows_worse_facts(seen: dict[str, Facts], tmp_path: Path) -> None:
+    """A rule that left something open refuses now; what comes out wrong in a way that nobody says is refused too."""
+    device = changed(seen[A2], tmp_path / "f.json", top_k_order=("confirmed", "refuses"), slice_rank=("confirmed", "wrong"))
+    found = probe(device, only=("top-k-order", "slice-rank", "conv-group"))
+    assert (found.by_rule["top-k-order"].verdict, found.by_rule["top-k-order"].seen) == ("confirmed", "refuses")
+    assert found.by_rule["slice-rank"].seen == "refuses" and found.by_rule["conv-group"].verdict == "undecided"
+
+
+def test_its_own_facts_change_nothing(seen: dict[str, Facts], tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_bytes(file_of(seen[SATURATING]))
+    again = probe(f"ascend-sim,facts={path}", only=SOME)
+    assert [f for f in seen[SATURATING].results if f.id in SOME] == list(again.results)
+
+
+def test_facts_of_another_machine_are_refused(seen: dict[str, Facts], tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_bytes(file_of(seen[SATURATING]))
+    for options, text in (("soc=Ascend910B3", "facts of an Ascend310P3"), ("cann=8.0.0", "facts of CANN 9.1.0")):
+        with pytest.raises(UsageError, match=text):
+            probe(f"ascend-sim,facts={path},{options}")
+    path.write_text("{}")
+    with pytest.raises(InputError, match="unknown schema"):
+        probe(f"ascend-sim,facts={path}")
+
+
+# --- what breaks on the way ---------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_lost_again_and_again_ends_it_with_what_was_gathered(tmp_path: Path) -> None:
+    output = tmp_path / "f.json"
+    arguments = ["--device", f"{A2},faults=device-lost@4", "-o", str(output), "--quiet"]
+    done = CliRunner().invoke(probe_command.command, arguments, standalone_mode=False)
+    assert done.return_value == 3 and "INCOMPLETE" in done.output
+    found = read_facts(output)
+    assert (
+        not found.complete and "processes hung, ended or lost the device" in found.stopped and "were not asked" in found.stopped
+    )
+    assert names(found, "confirmed") and "INCOMPLETE" in found.named()
+    assert any(fact.why.startswith("the device was lost") or "the device was lost" in fact.why for fact in found.results)
+
+
+def test_a_graph_that_hangs_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child is stopped while it compiles one of them."""
+    asked = Bench.ask
+    hung: list[str] = []
+
+    def stopping(self: Bench, seconds: float, name: str, *arguments: object) -> tuple[str, object]:
+        if name == "run" and not hung and self._child is not None and len(asked_for) == 2:
+            hung.append(name)
+            os.kill(self._child.pid, 19)  # SIGSTOP
+            seconds = 0.2
+        asked_for.append(name) if name == "run" else None
+        return asked(self, seconds, name, *arguments)
+
+    asked_for: list[str] = []
+    monkeypatch.setattr(Bench, "ask", stopping)
+    monkeypatch.setattr(probe_place, "GRACE_S", 0.1)
+    found = probe(A2, only=("mod-fmod", "gemm-alpha", "selu"))
+    assert hung and found.complete
+    undecided = [fact for fact in found.results if fact.verdict == "undecided"]
+    assert len(undecided) == 1 and "no answer to run in 0.2 s" in undecided[0].why
+    assert len(names(found, "confirmed")) == 2
+
+
+def test_a_graph_that_kills_the_process_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Bench.ask
+    runs: list[str] = []
+
+    def killing(self: Bench, seconds: float, name: str, *arguments: object) -> tuple[str, object]:
+        runs.extend([name] if name == "run" else [])
+        if name == "run" and len(runs) == 2 and self._child is not None:
+            self._child.kill()
+        return asked(self, seconds, name, *arguments)
+
+    monkeypatch.setattr(Bench, "ask", killing)
+    found = probe(A2, only=("mod-fmod", "gemm-alpha"))
+    assert [fact.verdict for fact in found.results].count("confirmed") == 1
+    assert "was killed by SIGKILL" in next(fact.why for fact in found.results if fact.verdict == "undecided")
+
+
+def test_without_a_device_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"libascendcl\.so was not found") as caught:
+        probe("ascend:0")
+    assert caught.value.exit_code == 3
+    with pytest.raises(RuntimeFailed, match="the simplest graph does not run"):
+        probe(f"{A2},faults=execute-failed@1")
+    with pytest.raises(UsageError, match="cpu is no Ascend NPU"):
+        probe("cpu")
+    with pytest.raises(UsageError, match="no rule and no trap is called 'mod-fmot'"):
+        probe(A2, only=("mod-fmot",))
+    with pytest.raises(UsageError, match="has no option 'precision'"):
+        probe(f"{A2},precision=fp16")
+
+
+# --- a real device's way ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def as_a_real_one(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """`porting probe --device ascend:0` where somebody sourced the simulator's environment: build.sh finds its atc, the child its libascendcl."""
+    folder = tmp_path_factory.mktemp("real")
+    only = [part for name in SOME for part in ("--only", name)]
+    code = "import sys; from porting.cli import main; sys.exit(main())"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "probe",
+        "--device",
+        "ascend:0",
+        "-o",
+        str(folder / "f.json"),
+        "--json",
+        "--quiet",
+        *only,
+    ]
+    environment = {**os.environ, **simulated_environment(Machine("Ascend310P3", cann="9.1.0"))}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.slow
+def test_the_way_of_a_real_device(as_a_real_one: subprocess.CompletedProcess[str], seen: dict[str, Facts]) -> None:
+    """The compiler is found and run as `porting compile` does; what comes out is the same but for what AscendCL cannot say."""
+    assert as_a_real_one.returncode == 0, as_a_real_one.stderr
+    found = json.loads(as_a_real_one.stdout)
+    got = {result["id"]: result for result in found["results"]}
+    expected = seen[SATURATING]
+    assert got["pool-window"]["why"] == "it runs; where, AscendCL does not say"
+    for name in ("saturation", "mod-fmod", "pad-wrap", "no-parser"):
+        fact = expected.by_rule[name]
+        assert (got[name]["verdict"], got[name]["seen"], got[name]["code_seen"]) == (fact.verdict, fact.seen, fact.code_seen)
+    assert got["overflow-fp16"]["seen"] == "largest number"
+
+
+@pytest.mark.slow
+def test_a_simulated_cann_is_never_taken_for_hardware(as_a_real_one: subprocess.CompletedProcess[str]) -> None:
+    found = json.loads(as_a_real_one.stdout)
+    assert (found["device"], found["evidence_level"]) == ("ascend:0", "simulated")
+
+
+def test_the_text_says_that_it_is_simulated(tmp_path: Path) -> None:
+    arguments = ["--device", A2, "--quiet", "--only", "overflow-fp16", "--only", "pad-wrap"]
+    done = CliRunner().invoke(probe_command.command, arguments, standalone_mode=False)
+    assert done.return_value == 0
+    assert done.output.startswith("simulated facts of ") and "nothing of a chip" in done.output
+    assert "CONFIRMED overflow-fp16: expected infinity, seen infinity" in done.output and "rules: 1 confirmed" in done.output
+
+
+def test_a_summary_counts_everything(facts: Facts) -> None:
+    assert sum(summary(facts)["rule"].values()) == len(rules())
+    assert find_soc(facts.soc).family in ("A2", "310P")
+    assert isinstance(facts.results[0], Fact)
