@@ -24,7 +24,7 @@ from porting.ascend.gears import Gears, gears_of_sizes
 from porting.ascend.handoff import MODEL, Handoff, handoffs_of
 from porting.ascend.handoff_graph import place_graph
 from porting.ascend.precision import PRECISIONS, mode_for
-from porting.ascend.soc import find_soc
+from porting.ascend.soc import Soc, find_soc
 from porting.backends.ascend.om_files import port_of
 from porting.backends.cann_simulator.machine import Machine
 from porting.backends.cann_simulator.om_file import MAGIC, MOST_HEADER, PREFIX
@@ -99,12 +99,12 @@ def compiled(
         else:
             names = place_graph(program.model, folder)
         digests = [(name, sha256_of(folder / name)) for name in names]
-        return _kept(folder, _command(program, machine, precision, gears), digests, machine, environment)
+        return _kept(folder, command_for(program, machine.soc, precision, gears), digests, machine, environment)
 
 
-def _command(program: Program, machine: Machine, precision: str | None, gears: str | None) -> AtcCommand:
+def command_for(program: Program, soc_name: str, precision: str | None, gears: str | None) -> AtcCommand:
     """What atc is told of an .onnx. raises: UsageError"""
-    soc = find_soc(machine.soc)
+    soc = find_soc(soc_name)
     if precision is None:
         raise UsageError(
             "a model without a hand-off needs precision=: atc's own default makes fp16 of it in silence",
@@ -118,7 +118,7 @@ def _command(program: Program, machine: Machine, precision: str | None, gears: s
         chosen = (mode.option, mode.value)
     else:
         chosen = ("precision_mode_v2", precision)
-    return atc_command(soc, chosen, _gears(program, machine, gears).options)
+    return atc_command(soc, chosen, _gears(program, soc, gears).options)
 
 
 def _stored(program: Program) -> str:
@@ -126,9 +126,8 @@ def _stored(program: Program) -> str:
     return GRAPH_DTYPES.get(floats.pop(), "fp32") if len(floats) == 1 else "fp32"
 
 
-def _gears(program: Program, machine: Machine, text: str | None) -> Gears:
+def _gears(program: Program, soc: Soc, text: str | None) -> Gears:
     """raises: UsageError"""
-    soc = find_soc(machine.soc)
     if text is not None:
         return gears_of_sizes(program.inputs, soc, named_sizes(text.replace("&", ",")))
     named = tuple(_named(spec) for spec in program.inputs)

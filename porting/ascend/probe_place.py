@@ -252,8 +252,9 @@ def compile_in(folder: Path, options: tuple[tuple[str, str], ...], bench: Bench)
     made = sorted(folder.glob("*.om"))
     if status == 0 and len(made) == 1 and made[0].stat().st_size:
         return Compiled(made[0], None)
-    codes = _codes(said)
-    return Compiled(None, Seen("refused", codes[0] if codes else "", "" if codes else _last_words(said), codes=codes))
+    causes = _causes(said)
+    code, words = causes[0] if causes else ("", _last_words(said))
+    return Compiled(None, Seen("refused", code, printable(words, SAID), codes=tuple(code for code, _ in causes)))
 
 
 def _built(folder: Path, command: AtcCommand) -> tuple[int | None, str]:
@@ -284,10 +285,10 @@ def _built(folder: Path, command: AtcCommand) -> tuple[int | None, str]:
     return status, decoded(log.read_bytes()[-(1 << 20) :])[0] if log.is_file() else ""
 
 
-def _codes(said: str) -> tuple[str, ...]:
-    """Codes of a log, the first cause first, warnings and notes left out."""
+def _causes(said: str) -> list[tuple[str, str]]:
+    """Codes of a log with the line of each, the first cause first; warnings and notes left out."""
     found = explain_log(io.BytesIO(said.encode("utf-8", "replace"))).findings  # type: ignore[arg-type]  # it reads into a buffer
-    return tuple(f.code for f in found if f.role not in ("warning", "note") and looks_like_code(f.code))[:10]
+    return [(f.code, f.sample) for f in found if f.role not in ("warning", "note") and looks_like_code(f.code)][:10]
 
 
 def _last_words(said: str) -> str:
