@@ -9,14 +9,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from porting.ascend import probe_place
+from porting.ascend import probe_place, probe_rules
 from porting.ascend.facts_file import Fact, Facts, file_of
 from porting.ascend.facts_reading import read_facts
 from porting.ascend.probe import probe, summary
-from porting.ascend.probe_place import Bench, place_of
+from porting.ascend.probe_place import Bench, Seen, place_of
+from porting.ascend.probe_rules import RuleTest, fact_of
 from porting.ascend.probe_traps import TRAPS
 from porting.ascend.rules import rules
 from porting.ascend.soc import find_soc
@@ -107,6 +109,77 @@ def test_nodes_on_the_ai_cpu_are_seen_in_a_simulated_model_only(seen: dict[str, 
     fact = seen[A2].by_rule["pool-window"]
     assert (fact.verdict, fact.seen, fact.text) == ("confirmed", "ai_cpu", "1 nodes on the AI CPU")
     assert place_of(parse_device("ascend:0")).ai_cpu(Path("any.om")) is None
+
+
+# --- what is seen, held against a rule ----------------------------------------------------------------------------------
+
+CHIP = find_soc("Ascend910B3")
+REFUSED, RAN = Seen("refused", "E11010", "because", codes=("E11010",)), Seen("ran")
+
+
+def decided(rule: str, hit: Seen, control: Seen | None = None, *, unmodelled: str = "", right: bool = True) -> Fact:
+    """control: None: it runs and is right"""
+    test = probe_rules.test_of(BY_ID[rule], CHIP, "9.2.0")
+    assert isinstance(test, RuleTest)
+    good = control or replace(RAN, outputs=tuple(test.pair[1].computed()))
+    if hit is RAN:
+        hit = replace(RAN, outputs=tuple(array if right else array + 100 for array in test.pair[0].computed()))
+    return fact_of(test, hit, good, CHIP, "9.2.0", unmodelled)
+
+
+def test_a_refusal_counts_where_the_control_is_taken() -> None:
+    fact = decided("transpose-perm", REFUSED)
+    assert (fact.verdict, fact.seen, fact.code, fact.code_seen) == ("confirmed", "refuses", "E11010", "E11010")
+    fact = decided("transpose-perm", REFUSED, control=REFUSED)
+    assert (fact.verdict, fact.seen) == ("undecided", "") and fact.why.startswith("the control beside it fails too")
+    fact = decided("transpose-perm", REFUSED, control=Seen("ran", outputs=(np.zeros((3, 2), np.float32),)))
+    assert fact.verdict == "undecided" and "the control beside it comes out wrong too" in fact.why
+    other = decided("transpose-perm", Seen("refused", "E19999", codes=("E19999",)))
+    assert (other.verdict, other.code, other.code_seen) == ("confirmed", "E11010", "E19999"), (
+        "another code, and refused all the same"
+    )
+
+
+def test_what_is_taken_and_right_refutes_a_rule() -> None:
+    assert [
+        (f.verdict, f.seen) for f in (decided("transpose-perm", RAN), decided("mod-fmod", RAN), decided("top-k-order", RAN))
+    ] == [("refuted", "none")] * 3
+    assert decided("transpose-perm", RAN, control=REFUSED).verdict == "refuted", "then the control does not matter"
+
+
+def test_what_comes_out_wrong_is_worse_than_a_refusal() -> None:
+    assert [
+        (f.verdict, f.seen) for f in (decided(r, RAN, right=False) for r in ("transpose-perm", "mod-fmod", "slice-rank"))
+    ] == [
+        ("refuted", "wrong"),
+        ("confirmed", "wrong"),
+        ("confirmed", "wrong"),
+    ]
+    assert (decided("mod-fmod", REFUSED).verdict, decided("mod-fmod", REFUSED).seen) == ("refuted", "refuses")
+    assert decided("top-k-order", REFUSED).verdict == "confirmed"
+
+
+def test_two_rules_of_one_graph_are_told_apart_by_their_codes() -> None:
+    assert decided("missing-strings", Seen("refused", "E13010", codes=("E13010",))).verdict == "confirmed"
+    fact = decided("missing-strings", Seen("refused", "E19999", codes=("E19999",)))
+    assert fact.verdict == "undecided" and fact.why == "another rule says so of this graph: strings"
+
+
+@pytest.mark.parametrize("stage", ["hung", "died", "lost"])
+def test_what_nobody_answered_decides_nothing(stage: str) -> None:
+    fact = decided("transpose-perm", Seen(stage, text="no word"))
+    assert (fact.verdict, fact.seen) == ("undecided", "") and "no word" in fact.why
+
+
+def test_what_is_not_modelled_is_measured_only() -> None:
+    fact = decided("slice-rank", REFUSED, unmodelled="not modelled")
+    assert (fact.verdict, fact.seen, fact.why) == ("undecided", "", "not modelled; measured: refuses")
+
+
+def test_placement_that_nobody_tells_decides_nothing() -> None:
+    (fact,) = (decided("pool-window", RAN),)
+    assert (fact.verdict, fact.why) == ("undecided", "it runs; where, AscendCL does not say")
+    assert decided("pool-window", REFUSED).seen == "refuses"
 
 
 # --- a simulator that is broken on purpose ------------------------------------------------------------------------------
@@ -275,6 +348,13 @@ def test_the_way_of_a_real_device(as_a_real_one: subprocess.CompletedProcess[str
         fact = expected.by_rule[name]
         assert (got[name]["verdict"], got[name]["seen"], got[name]["code_seen"]) == (fact.verdict, fact.seen, fact.code_seen)
     assert got["overflow-fp16"]["seen"] == "largest number"
+
+
+def test_a_simulated_cann_is_told_by_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the place says: somebody may have sourced the simulator's environment."""
+    claimed = replace(place_of(parse_device(A2)), level="hardware", name="ascend:0")
+    monkeypatch.setattr("porting.ascend.probe.place_of", lambda device: claimed)
+    assert probe("ascend:0", only=("overflow-fp16",)).level == "simulated"
 
 
 @pytest.mark.slow
