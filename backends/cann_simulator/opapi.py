@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from porting.ascend.soc import find_soc
-
 from . import opapi_elements, opapi_layers, opapi_layout, opapi_reductions
 from .machine import Machine, Refused
 from .opapi_signatures import SIGNATURES
@@ -82,7 +80,7 @@ def run(name: str, count: int, arguments: int, machine: Machine) -> Iterator[tup
         raise Refused(561000, f"aclnn{name}: this operator is not simulated")
     given = [_read(entry) for entry in (OpArgument * count).from_address(arguments)]
     signature = SIGNATURES[name]
-    chip = Chip(find_soc(machine.soc))
+    chip = Chip(machine.chip())
     _require_dtypes(name, given, chip)
     inputs = [value for value, kind in zip(given, signature, strict=True) if kind not in "oO"]
     targets = [place for place, kind in enumerate(signature) if kind in "omO"]

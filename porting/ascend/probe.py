@@ -210,8 +210,13 @@ class _Session:
                 advance(1)
             return
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
-            for _ in pool.map(self.compile, {build.key: build for build in builds}.values()):
-                advance(1)
+            try:
+                for _ in pool.map(self.compile, {build.key: build for build in builds}.values()):
+                    advance(1)
+            except BaseException:  # an interrupt too: what still waits is not begun, what runs is ended
+                self.bench.stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def compile(self, build: _Build) -> Compiled:
         """raises: _Gone"""

@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ from porting.verdict import printable
 PLACES = {"ascend": "porting.backends.ascend.probing", "ascend-sim": "porting.backends.cann_simulator.probing"}
 COMPILE_S, RUN_S, START_S = 600, 60, 120
 SAID = 300  # characters of a vendor's text in a result
-GRACE_S = 5.0
+GRACE_S, POLL_S = 5.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,12 @@ class Bench:
     """The child of a place.
 
     losses: how often it hung, died or lost the device
+    stopping: set when nothing more is waited for
     """
 
     place: Place
     losses: int = 0
+    stopping: threading.Event = field(default_factory=threading.Event)
     _child: subprocess.Popen[bytes] | None = None
     _connection: Connection | None = None
     _described: dict[str, Any] = field(default_factory=dict)
@@ -240,7 +244,7 @@ def compile_in(folder: Path, options: tuple[tuple[str, str], ...], bench: Bench)
             return Compiled(None, _lost(kind, answer))
         status, said = answer
     else:
-        status, said = _built(folder, command)
+        status, said = _built(folder, command, bench.stopping)
         if status == NO_CANN:
             raise DeviceUnavailable(
                 "atc is not on this machine",
@@ -257,8 +261,8 @@ def compile_in(folder: Path, options: tuple[tuple[str, str], ...], bench: Bench)
     return Compiled(None, Seen("refused", code, printable(words, SAID), codes=tuple(code for code, _ in causes)))
 
 
-def _built(folder: Path, command: AtcCommand) -> tuple[int | None, str]:
-    """Exit code of build.sh, None where it did not end, and its log."""
+def _built(folder: Path, command: AtcCommand, stopping: threading.Event) -> tuple[int | None, str]:
+    """Exit code of build.sh, None where it did not end in time or was not waited for, and its log."""
     listed = [path for path in sorted(folder.iterdir()) if path.is_file()]
     (folder / LIST).write_text("".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in listed))
     (folder / BUILD).write_text(build_script(command), encoding="utf-8")
@@ -270,19 +274,24 @@ def _built(folder: Path, command: AtcCommand) -> tuple[int | None, str]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    end = time.monotonic() + COMPILE_S
     try:
-        status: int | None = process.wait(COMPILE_S)
-    except BaseException as error:
-        for how in (signal.SIGTERM, signal.SIGKILL):
+        while process.poll() is None and time.monotonic() < end and not stopping.wait(POLL_S):
+            pass
+        status = process.poll()
+    finally:  # an interrupt too: a compiler in a session of its own would go on
+        _end_group(process)
+    log = folder / LOG
+    return status, decoded(log.read_bytes()[-(1 << 20) :])[0] if log.is_file() else ""
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, how)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        status = None
-    log = folder / LOG
-    return status, decoded(log.read_bytes()[-(1 << 20) :])[0] if log.is_file() else ""
 
 
 def _causes(said: str) -> list[tuple[str, str]]:

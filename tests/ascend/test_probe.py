@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -25,9 +28,11 @@ from porting.ascend.soc import find_soc
 from porting.backends.cann_simulator.environment import simulated_environment
 from porting.backends.cann_simulator.machine import Machine
 from porting.backends.cann_simulator.misread import MISREAD, OF_GRAPHS, UNDEFINED
+from porting.backends.onnx_program import program_from_onnx
 from porting.commands import probe as probe_command
 from porting.devices import parse_device
 from porting.errors import DeviceUnavailable, InputError, RuntimeFailed, UsageError
+from porting.session import open_session
 
 A2, SATURATING = "ascend-sim,soc=Ascend910B3", "ascend-sim,soc=Ascend310P3,cann=9.1.0"
 BY_ID = {rule.id: rule for rule in rules()}
@@ -159,6 +164,12 @@ def test_what_comes_out_wrong_is_worse_than_a_refusal() -> None:
     assert decided("top-k-order", REFUSED).verdict == "confirmed"
 
 
+def test_an_input_that_is_taken_in_another_shape_is_wrong() -> None:
+    fact = decided("dropout-training", Seen("ran", misfit="the compiled model takes x: float32[], and the graph [8, 8]"))
+    assert (fact.verdict, fact.seen) == ("confirmed", "wrong") and "takes x: float32[]" in fact.text
+    assert "takes b" in probe(A2, only=("input-unranked",)).by_rule["input-unranked"].text
+
+
 def test_two_rules_of_one_graph_are_told_apart_by_their_codes() -> None:
     assert decided("missing-strings", Seen("refused", "E13010", codes=("E13010",))).verdict == "confirmed"
     fact = decided("missing-strings", Seen("refused", "E19999", codes=("E19999",)))
@@ -223,6 +234,22 @@ def test_a_simulator_that_follows_worse_facts(seen: dict[str, Facts], tmp_path: 
     assert found.by_rule["slice-rank"].seen == "refuses" and found.by_rule["conv-group"].verdict == "undecided"
 
 
+def test_a_session_on_the_simulator_follows_facts(seen: dict[str, Facts], tmp_path: Path) -> None:
+    """The compiled model that was kept for a machine without facts is not taken for one with them."""
+    device = changed(
+        seen[SATURATING], tmp_path / "f.json", overflow_fp16=("refuted", "infinity"), saturation=("refuted", "none")
+    )
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y, bool[2] z) { y = Add(x, x) z = IsNaN(x) }'
+    )
+    program = program_from_onnx(model.SerializeToString())
+    x = np.array([60000, np.nan], np.float32)
+    for place, largest, found in (("ascend-sim,soc=Ascend310P3,cann=9.1.0", 65504, False), (device, np.inf, True)):
+        with open_session(program, f"{place},precision=fp16") as session:
+            outputs = session.run({"x": x})
+        assert outputs["y"][0] == largest and outputs["z"][1] == found
+
+
 def test_its_own_facts_change_nothing(seen: dict[str, Facts], tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_bytes(file_of(seen[SATURATING]))
@@ -244,7 +271,10 @@ def test_facts_of_another_machine_are_refused(seen: dict[str, Facts], tmp_path: 
 # --- what breaks on the way ---------------------------------------------------------------------------------------------
 
 
-def test_a_device_that_is_lost_again_and_again_ends_it_with_what_was_gathered(tmp_path: Path) -> None:
+def test_a_device_that_is_lost_again_and_again_ends_it_with_what_was_gathered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("porting.ascend.probe.MOST_LOSSES", 2)
     output = tmp_path / "f.json"
     arguments = ["--device", f"{A2},faults=device-lost@4", "-o", str(output), "--quiet"]
     done = CliRunner().invoke(probe_command.command, arguments, standalone_mode=False)
@@ -308,6 +338,30 @@ def test_without_a_device_nothing_is_written(tmp_path: Path) -> None:
         probe(A2, only=("mod-fmot",))
     with pytest.raises(UsageError, match="has no option 'precision'"):
         probe(f"{A2},precision=fp16")
+
+
+def test_an_interrupt_ends_the_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ctrl-C while build.sh runs: nothing that still waits is begun, and what runs is not left behind."""
+    claimed = replace(place_of(parse_device(A2)), in_child=False)
+    monkeypatch.setattr("porting.ascend.probe.place_of", lambda device: claimed)
+    script = "echo $$ >> @PIDS@\nexec sleep 100\n".replace("@PIDS@", str(tmp_path / "pids"))
+    monkeypatch.setattr(probe_place, "build_script", lambda command: script)
+    monkeypatch.setattr("porting.ascend.probe._Session.require_usable", lambda self: None)
+
+    def interrupt() -> None:
+        while not (tmp_path / "pids").exists():
+            threading.Event().wait(0.02)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    main = threading.main_thread().ident or 0
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        probe(A2, only=("mod-fmod", "gemm-alpha", "selu", "pad-wrap"))
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert pids and len(pids) <= max(1, (os.cpu_count() or 1) // 2)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 # --- a real device's way ------------------------------------------------------------------------------------------------

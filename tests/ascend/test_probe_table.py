@@ -53,7 +53,8 @@ def test_other_numbers_are_told_from_roundings() -> None:
     assert numbers_say(graph, [right.astype(np.float16).astype(np.float32)])[0] == "none"
     assert numbers_say(graph, [-right])[0] == "wrong"
     assert numbers_say(graph, [right * 1.03])[0] == "", "neither"
-    assert numbers_say(graph, [right.reshape(3, 2)])[0] == "wrong"
+    assert numbers_say(graph, [right.reshape(3, 2)]) == ("wrong", "shapes [(3, 2)], and ONNX says [(2, 3)]")
+    assert numbers_say(graph, [])[0] == "wrong"
     assert numbers_say(graph, [np.where(right > 0, np.nan, right)])[0] == "wrong"
 
 
