@@ -89,7 +89,7 @@ def _width(outputs: Sequence[np.ndarray]) -> str:
 
 def _largest_gear(outputs: Sequence[np.ndarray]) -> str:
     rows = outputs[0].shape[0]
-    return {4: "the largest gear", 1: "the first gear"}.get(rows, OTHER)
+    return {4: "the largest gear", 1: "the gear that was fed"}.get(rows, OTHER)
 
 
 def _terms() -> np.ndarray:
@@ -265,7 +265,7 @@ TRAPS: tuple[Trap, ...] = (
     Trap(
         "gear-not-set",
         "a run that is told no gear takes the largest, in silence",
-        ProbeGraph("(float[4,3] x) => (y) { y = Relu(x) }"),
+        ProbeGraph("(float[1,3] x) => (y) { y = Relu(x) }"),
         _always("the largest gear"),
         _largest_gear,
         gears=(1, 2, 4),

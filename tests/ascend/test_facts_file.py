@@ -356,9 +356,13 @@ def test_an_overflow_that_was_seen_decides_the_forecast(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.array([1000, 2], np.float32))
     found = [
         porting.check(path, "Ascend310P3", inputs=tmp_path / "x.npz", facts=given).details
-        for given in (None, written(tmp_path / "f.json", facts(OVERFLOWS)))
+        for given in (
+            None,
+            written(tmp_path / "f.json", facts(OVERFLOWS)),
+            written(tmp_path / "s.json", facts(OVERFLOWS, level="simulated", device="ascend-sim:0")),
+        )
     ]
-    assert found[0]["forecast"] != found[1]["forecast"]
+    assert found[0]["forecast"] != found[1]["forecast"] and found[0]["forecast"] == found[2]["forecast"]
 
 
 def test_the_command_shows_the_state_of_the_signature(model: Path, tmp_path: Path, keys: tuple[Path, Path]) -> None:
