@@ -15,20 +15,21 @@ import numpy as np
 
 from porting.ascend.probe_place import RUN_S, Place
 from porting.ascend.rules import Rule
-from porting.ascend.soc import Soc
+from porting.ascend.soc import Soc, find_cann
 from porting.backends.ascend.acl import HOME, Acl, load_acl
 from porting.backends.ascend.acl_codes import BROKEN, AclError
 from porting.backends.ascend.cann_provider_setup import VERSION_FILES
 from porting.backends.ascend.om_buffers import DataSet, Holder
 from porting.backends.ascend.om_model import OmModel, Tensor
 from porting.devices import Device, require_known_options
-from porting.errors import PortingError
+from porting.errors import PortingError, UsageError
 from porting.verdict import printable
 
 ROOM = 1 << 20  # bytes of an output whose size is not known before the run
 DRIVER = Path("/usr/local/Ascend/driver/version.info")
 SIMULATED = "cannsim_install"  # a function that only the simulated CANN has
-_RELEASE = re.compile(r"(?:version|toolkit_running_version)\s*=\s*\[?\s*(?:[\w-]+:)?(\d+\.[\w.-]+?)[\]:\s]", re.IGNORECASE)
+# Version=8.0.0, version_dir=8.0.RC3, toolkit_running_version=[7.6.0.1.220:8.0.RC3]: a package's own number may stand before the release
+_RELEASE = re.compile(r"version(?:_dir)?\s*=\s*\[?(?:[^\]\s:]*:)?\s*(\d[\w.-]*)", re.IGNORECASE)
 
 
 def place(device: Device) -> Place:
@@ -84,7 +85,7 @@ def describe(index: int) -> dict[str, Any]:
         "soc": soc,
         "devices": _held.acl.device_count(),
         "cann": _toolkit_says(),
-        "driver": _first_release(DRIVER),
+        "driver": next(iter(_releases(DRIVER)), ""),
         "simulated": _is_simulated(_held.acl.path),
     }
 
@@ -95,20 +96,27 @@ def _is_simulated(path: str) -> bool:
 
 
 def _toolkit_says() -> str:
-    """The release in the first version file of the toolkit that has one; "" where none has."""
+    """The first known release in the version files of the toolkit, else the first number there; "" where there is none."""
     home = os.environ.get(HOME)
     if not home:
         return ""
-    files = [path for pattern in VERSION_FILES for path in sorted(Path(home).glob(pattern))]
-    return next(filter(None, map(_first_release, files)), "")
+    found = [release for pattern in VERSION_FILES for path in sorted(Path(home).glob(pattern)) for release in _releases(path)]
+    return next((release for release in found if _is_known(release)), found[0] if found else "")
 
 
-def _first_release(path: Path) -> str:
+def _is_known(release: str) -> bool:
     try:
-        found = _RELEASE.search(path.read_text(encoding="utf-8", errors="replace")[:100_000] + "\n")
+        return find_cann(release) is not None
+    except UsageError:
+        return False
+
+
+def _releases(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")[:100_000]
     except OSError:
-        return ""
-    return printable(found[1], 60) if found else ""
+        return []
+    return [printable(release, 60) for release in _RELEASE.findall(text)]
 
 
 def _run(stage: list[str], path: str, feeds: Mapping[str, np.ndarray], set_gear: bool) -> tuple[str, list[np.ndarray]]:

@@ -25,6 +25,7 @@ from porting.ascend.probe_rules import RuleTest, fact_of
 from porting.ascend.probe_traps import TRAPS
 from porting.ascend.rules import rules
 from porting.ascend.soc import find_soc
+from porting.backends.ascend import probing
 from porting.backends.cann_simulator.environment import simulated_environment
 from porting.backends.cann_simulator.machine import Machine
 from porting.backends.cann_simulator.misread import MISREAD, OF_GRAPHS, UNDEFINED
@@ -406,6 +407,23 @@ def test_the_way_of_a_real_device(as_a_real_one: subprocess.CompletedProcess[str
         fact = expected.by_rule[name]
         assert (got[name]["verdict"], got[name]["seen"], got[name]["code_seen"]) == (fact.verdict, fact.seen, fact.code_seen)
     assert got["overflow-fp16"]["seen"] == "largest number"
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("Version=8.0.0\n", "8.0.0"),
+        ("# version: 1.0\nruntime_running_version=[7.6.0.1.220:8.0.RC3]\n", "8.0.RC3"),
+        ("Version=7.6.0.1.220\nversion_dir=8.0.RC3\n", "8.0.RC3"),
+        ("Version=99.1.0\n", "99.1.0"),
+        ("nothing", ""),
+    ],
+)
+def test_the_release_that_a_toolkit_says(text: str, release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    assert probing._toolkit_says() == ""
+    (tmp_path / "version.cfg").write_text(text)
+    assert probing._toolkit_says() == release
 
 
 def test_a_simulated_cann_is_told_by_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
