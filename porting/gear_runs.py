@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Gear = Mapping[str, Shape]  # of every input
 SHOWN = 8  # gears in a message
+LONGEST_NAME = 200  # characters of a gear in the name of a case
 TOKENS, LOGITS = "input_ids", "logits"
 
 
@@ -76,6 +77,16 @@ def listed(gears: Sequence[Gear]) -> str:
 
 def shown(shapes: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{printable(str(name), 60)} {list(shape)}" for name, shape in shapes.items())
+
+
+def name_of(gear: Mapping[str, Sequence[int]], gears: Sequence[Mapping[str, Sequence[int]]]) -> str:
+    """A gear among others, in words that fit a name: by its shapes, or by its number and the first of them where they are many."""
+    listed_shapes = shown(gear)
+    if len(listed_shapes) <= LONGEST_NAME:
+        return listed_shapes
+    differing = [name for name in gear if len({tuple(one[name]) for one in gears}) > 1] or list(gear)
+    place = [dict(one) for one in gears].index(dict(gear)) + 1
+    return f"gear {place} of {len(gears)}, {shown({name: gear[name] for name in differing[:1]})}"
 
 
 # --- language models ----------------------------------------------------------------------------------------------

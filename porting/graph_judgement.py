@@ -13,7 +13,7 @@ from porting.conversion import W8A8, Canonical, graph_config
 from porting.dtypes import dtype_of
 from porting.errors import InputError
 from porting.feeds import Cases, Recipe, cases_from_npz, find_cases, require_feeds
-from porting.gear_runs import Gear, gear_of, shown
+from porting.gear_runs import Gear, gear_of, name_of
 from porting.golden_file import ModelIdentity
 from porting.graph_golden import GoldenGraphReference, GraphGolden, golden_of_graph
 from porting.graph_reference import GraphReference, OriginalReference
@@ -196,19 +196,19 @@ def cases_in_gears(
             continue
         brought = _brought(next(iter(given.values())), specs, gear, original) if given else None
         if brought is not None:
-            cases[f"{next(iter(given or {}))}, {shown(gear)}"] = brought
+            cases[f"{next(iter(given or {}))}, {name_of(gear, gears)}"] = brought
             continue
         fixed = [replace(spec, shape=gear[spec.name]) for spec in specs]
         try:
             found = find_cases(fixed, original.run, wanted=max(2, FEWEST // len(gears)))
         except InputError as error:
             raise InputError(
-                f"the model takes no generated input in the gear {shown(gear)}: {error.what}",
+                f"the model takes no generated input in the gear {name_of(gear, gears)}: {error.what}",
                 where="gears",
                 next="leave that gear out, or give inputs of its shapes with --inputs x.npz",
             ) from error
-        cases |= {f"{name}, {shown(gear)}": feeds for name, feeds in found.feeds.items()}
-        recipes |= {f"{name}, {shown(gear)}": recipe for name, recipe in found.recipes.items()}
+        cases |= {f"{name}, {name_of(gear, gears)}": feeds for name, feeds in found.feeds.items()}
+        recipes |= {f"{name}, {name_of(gear, gears)}": recipe for name, recipe in found.recipes.items()}
     return Cases(cases, recipes)
 
 

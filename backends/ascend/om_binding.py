@@ -38,6 +38,17 @@ class Bound:
         return not self.tensor.nbytes and -1 in self.tensor.dims
 
     @property
+    def is_flat(self) -> bool:
+        """Whether the model takes it as one row of numbers (porting/ascend/flat_inputs.py): same bytes, another shape."""
+        shape = self.spec.shape
+        sizes = [size for size in shape if isinstance(size, int)]
+        return len(shape) > 1 and len(sizes) == len(shape) and self.tensor.dims == (math.prod(sizes),)
+
+    def shape_in_model(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of an input with this shape."""
+        return self.tensor.dims if self.is_flat and shape == self.spec.shape else shape
+
+    @property
     def dtype(self) -> np.dtype:
         """That of the program."""
         return np.dtype(dtype_of(self.spec.dtype))
@@ -70,7 +81,7 @@ def bind(
     inputs = _bound("input", program.inputs, model.inputs, str(model.path))
     outputs = _bound("output", program.outputs, model.outputs, str(model.path))
     for one in inputs:
-        if one.spec.name not in pixels:
+        if one.spec.name not in pixels and not one.is_flat:
             _require_shape("input", one, str(model.path))
     for one in outputs:
         if not one.is_open:

@@ -125,6 +125,13 @@ class OmModel:
         acl.check("aclmdlGetInputDynamicGearCount", description, ALL_INPUTS, ctypes.byref(count), doing="list the gears")
         if not count.value:
             raise PortError(f"the model has an input {GEAR_INPUT} and lists no gears", where=str(self.path))
+        sizes_of_all = sum(len(tensor.dims) for tensor in self.inputs)
+        if sizes_of_all > MOST_DIMS:
+            raise PortError(
+                f"the model has several gears and {sizes_of_all} sizes over all inputs, and aclmdlSetInputDynamicDims takes {MOST_DIMS}",
+                where=str(self.path),
+                next="compile the hand-off that `porting port` makes, which feeds inputs flat; or one gear",
+            )
         listed = (Dims * count.value)()
         acl.check("aclmdlGetInputDynamicDims", description, ALL_INPUTS, listed, count.value, doing="list the gears")
         return DIMS, tuple(tuple(one.dims[: one.count]) for one in listed)

@@ -77,7 +77,7 @@ class OmSession:
         self._pairs = {pair.input: pair for pair in program.state.pairs}
         self._of_output = {pair.output: pair.input for pair in program.state.pairs}
         for gear in program.gears:
-            if not images and model.values_of([gear[one.spec.name] for one in self._inputs]) is None:
+            if not images and model.values_of([one.shape_in_model(gear[one.spec.name]) for one in self._inputs]) is None:
                 raise PortError(f"the compiled model has no gear {shown(gear)}", where=str(model.path))
         self._allocate()
 
@@ -125,11 +125,11 @@ class OmSession:
         for one in self._inputs:
             name = one.spec.name
             if name in self._pairs:
-                shapes.append(carried[name].shape)
+                shapes.append(one.shape_in_model(carried[name].shape))
                 continue
             array = feeds[name]
             image = self._images.get(name)
-            shapes.append(array.shape if image is None else shape_in_model(image, array))
+            shapes.append(one.shape_in_model(array.shape) if image is None else shape_in_model(image, array))
             given[name] = one.for_model(array) if image is None else handed_to_aipp(image, array)
         return given, shapes
 

@@ -18,6 +18,7 @@ from porting.ascend.checking import BLOCKED, EVERY_VERSION, Judged, judged
 from porting.ascend.cuts import cut_for
 from porting.ascend.facts_file import Facts
 from porting.ascend.file_facts import file_facts
+from porting.ascend.flat_inputs import SETTABLE, settable
 from porting.ascend.gear_requests import Request, free_places
 from porting.ascend.gears import Gears, gears_for, require_gears_possible
 from porting.ascend.handoff import NOT_COMPARED, write_handoff
@@ -148,6 +149,8 @@ def judged_for(
     release = find_cann(wishes.cann)
     soc = soc_in(find_soc(target.name), release)
     gears, graph = _with_gears(canonical, soc, wishes, quantised=precision == W8A8)
+    if gears is not None:
+        settable(gears)  # a model whose gears nobody could choose among is refused before it is lowered
     fixed = replace(canonical, graph=graph) if gears is None else _canonical_again(replace(canonical, graph=graph))
     source = canonical.source
     file = None
@@ -221,7 +224,8 @@ def hand_over(port: Port, compilation: Compilation, verdict: Verdict | None) -> 
     if compilation.gears is None:
         return None
     compared = verdict is not None
-    result, gears, images = compilation.judged, compilation.gears, compilation.images
+    result, images = compilation.judged, compilation.images
+    gears, flat = settable(compilation.gears)
     command = atc_command(
         result.soc,
         (result.mode.option, result.mode.value),
@@ -245,6 +249,11 @@ def hand_over(port: Port, compilation: Compilation, verdict: Verdict | None) -> 
         *result.mode.notes,
         *result.soc.notes,
         *gears.advice(),
+        *(
+            [f"{len(flat)} inputs are fed flat, as aclmdlSetInputDynamicDims takes {SETTABLE} sizes over all of them"]
+            if flat
+            else []
+        ),
     ]
     if port.manifest["kind"] == LANGUAGE_MODEL:
         notes.append(
@@ -253,7 +262,7 @@ def hand_over(port: Port, compilation: Compilation, verdict: Verdict | None) -> 
         )
     rules = [f.rule.id for f in (*result.mended, *result.noted)]
     files = {**compilation.side_files, **({CONFIG: images.config} if images is not None else {})}
-    contents = contents_of(port, gears, images, result.noted, verdict)
+    contents = contents_of(port, gears, flat, images, result.noted, verdict)
     said: dict[str, Any] = {"side_files": files, "cann": result.cann, "rules": rules, "notes": notes, "contents": contents}
     if compilation.integers is None:
         return write_handoff(port.path, command, **said)

@@ -43,7 +43,6 @@ from porting.types import TensorSpec
 from porting.verdict import printable
 
 SUGGESTED_BATCH = 2048  # the largest that the documents suggest
-SETTABLE = 128  # sizes that a gear of dynamic_dims may have over all inputs: ACL_MAX_DIM_CNT of aclmdlIODims (ge: acl_mdl.h)
 SUGGESTED_GEARS = 4  # of dynamic_dims
 
 
@@ -95,12 +94,6 @@ class Gears:
         if self.kind == DIMS and len(self.shapes) > SUGGESTED_GEARS:
             found.append(
                 f"the documents suggest 3 or 4 gears; {len(self.shapes)} take about {len(self.shapes)} times as long to compile"
-            )
-        numbers = sum(len(shape) for shape in self.shapes[0].values())
-        if self.kind == DIMS and numbers > SETTABLE:
-            found.append(
-                f"NOT SETTABLE at run time: aclmdlSetInputDynamicDims is given all sizes of all inputs, {numbers} of them, and its aclmdlIODims "
-                f"holds {SETTABLE}; name one gear, which needs no setting, and make a port for each"
             )
         return tuple(found)
 

@@ -31,7 +31,7 @@ from porting.errors import InputError, PortError, UsageError
 from porting.port_folder import require_inside, sha256_of
 from porting.port_staging import os_errors, write_synced
 
-SCHEMA = "porting.handoff/2"
+SCHEMA = "porting.handoff/3"
 TARGETS, MANIFEST = "targets", "handoff.json"
 BUILD, COMMAND, README = "build.sh", "atc.txt", "README.txt"
 LOG, HASHES, LIST = "atc.log", "model.om.sha256", "files.sha256"
@@ -130,9 +130,9 @@ def write_handoff(
         partial = folder.with_name(f".{folder.name}.partial")
         _remove(partial)
         partial.mkdir()
+        about = contents or Contents()
         try:
-            names = place_graph(model or port / MODEL, partial)
-            about = contents or Contents()
+            names = place_graph(model or port / MODEL, partial, about.flat)
             own = {name: text for name, text in OWN_FILES.items() if name != "weights/" or any("/" in name for name in names)}
             texts = {
                 COMMAND: command.text(),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from porting.ascend.gear_options import Shape
 from porting.ascend.gears import Gears
 from porting.ascend.image_inputs import ImageInputs
 from porting.ascend.rules import Finding
@@ -22,7 +23,7 @@ from porting.verdict import Verdict, printable
 
 INTERFACE, SOURCE, EVIDENCE = "interface", "source", "evidence"
 CONTENTS = (INTERFACE, SOURCE, EVIDENCE)
-INTERFACE_KEYS = ("inputs", "outputs", "state", "defaults", "gears", "images")
+INTERFACE_KEYS = ("inputs", "outputs", "state", "defaults", "gears", "flat", "images")
 EVIDENCE_KEYS = ("level", "verdict", "device", "reference", "compared_with", "reason", "checks")
 
 
@@ -38,15 +39,28 @@ class Contents:
     evidence: Mapping[str, Any] | None = None
     noted: Mapping[str, str] | None = None
 
+    @property
+    def flat(self) -> dict[str, tuple[int, ...]]:
+        """Inputs that the compiled model takes as one row of numbers, and their shape in the port."""
+        listed = (self.interface or {}).get("flat") or {}
+        return {name: tuple(shape) for name, shape in listed.items()}
+
     def to_json(self) -> dict[str, Any]:
         return {INTERFACE: self.interface, SOURCE: self.source, EVIDENCE: self.evidence}
 
 
 def contents_of(
-    port: Port, gears: Gears, images: ImageInputs | None, noted: Sequence[Finding], verdict: Verdict | None
+    port: Port,
+    gears: Gears,
+    flat: Mapping[str, Shape],
+    images: ImageInputs | None,
+    noted: Sequence[Finding],
+    verdict: Verdict | None,
 ) -> Contents:
     """What the hand-off of a port says beside its command.
 
+    gears:   as the compiled model has them
+    flat:    inputs that it takes as one row of numbers, and their shape in the port
     verdict: of the comparison with the source; None where there was none
     """
     manifest = port.manifest
@@ -56,6 +70,7 @@ def contents_of(
             "kind": gears.kind,
             "shapes": [{name: list(shape) for name, shape in one.items()} for one in gears.shapes],
         },
+        "flat": {name: list(shape) for name, shape in flat.items()},
         "images": None if images is None else images.to_json(),
     }
     return Contents(
@@ -122,6 +137,10 @@ def _interface_in_words(interface: Mapping[str, Any]) -> Iterator[str]:
                 more = f"   feed {interface['defaults'][one['name']]}, which the port feeds where nothing else is given"
             more = more if kind == "inputs" else ""
             yield f"    {kind[:-1]:6} {_name(one['name'])}: {one['dtype']}[{', '.join('?' if size is None else str(size) for size in one['shape'])}]{more}"
+    if interface["flat"]:
+        names = ", ".join(_name(name) for name in interface["flat"])
+        yield f"  Fed as one row of the same numbers in the same order, rank 1, in place of that shape: {names}."
+        yield "  With all sizes of all inputs a gear would not fit into aclmdlIODims (128). Outputs keep their shape, and their bytes can be fed."
     if interface["images"] is not None:
         yield "  Inputs that are made from pixels take uint8 in place of that; see below."
     shapes = interface["gears"]["shapes"]

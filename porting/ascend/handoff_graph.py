@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 
+from porting.ascend.flat_inputs import with_flat_inputs
+from porting.ascend.gear_options import Shape
 from porting.errors import PortError
 from porting.external_data import require_external_data, tensors_in
 from porting.port_folder import MODEL, require_inside
@@ -15,8 +18,11 @@ from porting.port_folder import MODEL, require_inside
 UNREAD_KEYS = ("checksum",)  # of external data, that CANN's parser refuses
 
 
-def place_graph(model: Path, folder: Path) -> list[str]:
+def place_graph(model: Path, folder: Path, flat: Mapping[str, Shape] | None = None) -> list[str]:
     """Put a model and the files of its weights into `folder`; returns their paths there.
+
+    flat: inputs that the compiled model takes as one row of numbers, and their shape
+
 
     Weights are hard links where the file system has them. A file that the body of an If or Loop reads is copied: onnxruntime refuses
     such a file once it has a second link, and the port has to go on running.
@@ -30,7 +36,10 @@ def place_graph(model: Path, folder: Path) -> list[str]:
         raise PortError(f"{model.name} is no ONNX model", where=str(model), next="convert again") from error
     files = _weight_files(proto, model)
     require_external_data(model, {name: (model.parent / name).stat().st_size for name in files})
-    (folder / MODEL).write_bytes(_without_unread_keys(proto, model))
+    content = _without_unread_keys(proto, model)
+    if flat:
+        content = with_flat_inputs(onnx.ModelProto.FromString(content), flat).SerializeToString(deterministic=True)
+    (folder / MODEL).write_bytes(content)
     for name, may_link in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if not (may_link and _linked(model.parent / name, folder / name)):

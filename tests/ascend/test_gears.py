@@ -124,16 +124,6 @@ def test_advice() -> None:
     assert gears(BERT, "batch=1,seq=8;batch=1,seq=9").advice() == ()
 
 
-def test_gears_that_the_call_at_run_time_cannot_hold_are_told() -> None:
-    """A decoder's caches: 32 inputs of 4 sizes and one of 2 are more than the 128 of aclmdlIODims; one gear is not set, and is told nothing."""
-    caches = [TensorSpec(f"past{n}", "float32", ("batch", 3, 64, 8)) for n in range(32)]
-    ids = TensorSpec("ids", "int64", ("batch", "seq"))
-    (told,) = gears([ids, *caches], "batch=1,seq=1;batch=1,seq=8").advice()
-    assert "NOT SETTABLE at run time" in told and "130 of them" in told
-    assert gears([ids, *caches[1:]], "batch=1,seq=1;batch=1,seq=8").advice() == ()
-    assert gears([ids, *caches], "batch=1,seq=8").advice() == ()
-
-
 # --- a run is a gear, or refused ---------------------------------------------------------------------------------
 
 

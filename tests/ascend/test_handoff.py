@@ -84,7 +84,7 @@ def test_the_folder_holds_all_that_the_command_names(made: Path) -> None:
         "handoff.json",
     }
     manifest = json.loads((folder / MANIFEST).read_text())
-    assert manifest.keys() == set(KEYS) and manifest["schema"] == "porting.handoff/2" and manifest["build"] is None
+    assert manifest.keys() == set(KEYS) and manifest["schema"] == "porting.handoff/3" and manifest["build"] is None
     assert {e["path"] for e in manifest["files"]} == files - {MANIFEST}
     assert (manifest["soc"], manifest["cann"], manifest["host_cpu"], manifest["rules"]) == (
         "Ascend310P3",
@@ -471,6 +471,7 @@ def test_an_input_that_a_port_feeds_by_itself_is_told() -> None:
         "state": {"pairs": []},
         "defaults": {"scale": 0.5},
         "gears": {"kind": "static", "shapes": [{"x": [1], "scale": []}]},
+        "flat": {},
         "images": None,
     }
     told = "\n".join(in_words(Contents(interface=interface)))
