@@ -2,6 +2,8 @@
 
 Fidelity: the target graph computes what its own precision should, see fidelity.py; fp32 ports are also held directly against the reference.
 Quality:  what the precision costs against the reference's fp32: KL divergence and top-1 agreement, with limits from a table.
+
+What a vendor's compiler makes of an fp32 graph in fp16 or bf16 is that precision on its device: see compiled_precision.py.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from porting.compiled_precision import COMPILED, compiled_bounds, compiled_in
 from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.errors import InputError
@@ -117,7 +120,7 @@ def judge(
         with canonical_session(PortCheckpoint(port)) as canonical:
             stateful = bool(canonical.program.state.pairs)
             own = run_cases(canonical)
-        bound = fidelity_bound(port, longest, run_cases, own)
+        bound = as_compiled(port, device, fidelity_bound(port, longest, run_cases, own))
         advance(1)
         with open_session(port.program(), device) as session:
             checks.append(placement_check(session))
@@ -140,7 +143,7 @@ def judge(
         for name, found in bucketed.items():
             reference_logits = {case: own[case] for case in found}
             checks.append(fidelity_check(name, reference_logits, found, bound, "the prompt in pieces of this gear"))
-        checks += reference_checks(port, reference, logits, bound)
+        checks += reference_checks(port, reference, logits, bound, computed_in(port, device))
         advance(1)
     return Verdict.from_checks(
         command,
@@ -160,8 +163,22 @@ def judge(
             "port_sha256": port.identity(),
             "positions": int(sum(ids.size for ids in cases.values())),
             "precision": port.precision,
+            "computed_in": computed_in(port, device),
         },
     )
+
+
+def as_compiled(port: Port, device: str, bound: Bound) -> Bound:
+    """The bound of the logits, or what the forecast allows them on a device that computes in a narrower format than the graph says."""
+    allowed = compiled_bounds(port, device).get("logits", 0.0)
+    if allowed <= bound.value:
+        return bound
+    return Bound(allowed, bound.derivation + COMPILED.format(compiled_in(port, device)))
+
+
+def computed_in(port: Port, device: str) -> str:
+    """The precision whose quality a run on this device has: the compiler's where it rounds what the port left in float32."""
+    return (compiled_in(port, device) or port.precision) if port.precision == "fp32" else port.precision
 
 
 def in_each_bucket(session: Session, cases: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -183,13 +200,18 @@ def require_language_model(port: Port) -> None:
         )
 
 
-def reference_checks(port: Port, reference: Reference, logits: Mapping[str, np.ndarray], bound: Bound) -> list[Check]:
-    """Quality against the reference, and for fp32 ports fidelity against it directly."""
+def reference_checks(
+    port: Port, reference: Reference, logits: Mapping[str, np.ndarray], bound: Bound, precision: str
+) -> list[Check]:
+    """Quality against the reference, and for fp32 ports fidelity against it directly.
+
+    precision: that the logits were computed in
+    """
     found = {case: reference.compare(case, logits[case]) for case in reference.cases}
     positions = sum(len(c.kl) for c in found.values())
     kl = np.concatenate([c.kl for c in found.values()])
     agreement = sum(c.agree for c in found.values()) / positions
-    limits = quality_limits(port.precision, parameters=parameter_count(port))
+    limits = quality_limits(precision, parameters=parameter_count(port))
     worst = max(found, key=lambda case: badness(float(found[case].kl.mean())))
     exact = "" if reference.kl_is_exact else " (lower bound from the golden's top tokens)"
     checks = [

@@ -67,7 +67,7 @@ def _fold(model: ir.Model, weights: bool) -> int:
 
 def _in_a_file(value: ir.Value | None) -> bool:
     tensor = frozen(value)
-    return tensor is not None and stream_of(tensor) is not None
+    return isinstance(tensor, ir.ExternalTensor) or (tensor is not None and stream_of(tensor) is not None)
 
 
 @dataclass

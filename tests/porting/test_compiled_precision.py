@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tiny import make
 
 import porting
 from porting.compiled_precision import compiled_bounds, compiled_in
+from porting.golden import Golden
+from porting.graph_outputs import relative_error
+from porting.language_validation import judge
+from porting.numerics.metrics import compare
 from porting.port_folder import open_port
+from porting.reference import GoldenReference
 from tests import overflowing_models as models
 from tests.overflowing_models import feeds
 
@@ -55,3 +61,49 @@ def test_only_a_device_that_runs_the_compiled_model_is_allowed_more(source: Path
     assert compiled_bounds(port, "ascend:0") == {}
     porting.port(source, tmp_path / "a2.port", "Ascend910B3", inputs=tmp_path / "x.npz")
     assert compiled_in(open_port(tmp_path / "a2.port"), "ascend") == ""
+
+
+def test_a_language_model_in_fp16_is_held_to_its_forecast_and_to_the_quality_of_fp16(tmp_path: Path) -> None:
+    make(tmp_path / "llama", "LlamaForCausalLM")
+    gears = "sequence=1,capacity=64; sequence=32,capacity=64"
+    made = porting.port(tmp_path / "llama", tmp_path / "kept.port", "Ascend310P3", gears=gears)
+    assert made.verdict == "pass" and made.details["computed_in"] == "fp32", (
+        "judged on the CPU, which computes the graph as it is"
+    )
+    kept = porting.validate(tmp_path / "kept.port", device="ascend-sim")
+    assert (kept.verdict, kept.evidence_level, kept.details["computed_in"]) == ("pass", "simulated", "fp16"), kept.reason
+    allowed = compiled_bounds(open_port(tmp_path / "kept.port"), "ascend-sim")["logits"]
+    errors = [c for c in kept.checks if "relative error of logits" in c.name]
+    assert len(errors) == 4 and all(c.bound == allowed and 1e-3 < float(str(c.value)) < allowed for c in errors)
+    (kl,) = [c for c in kept.checks if "KL divergence" in c.name]
+    assert 5e-7 < float(str(kl.value)) < float(str(kl.bound)), "beyond what fp32 may cost, within what fp16 may"
+    porting.convert(tmp_path / "llama", tmp_path / "bare.port", "Ascend310P3", gears=gears)  # looks at no activations
+    golden = tmp_path / "kept.port" / "evidence" / "golden.json"
+    bare = porting.validate(tmp_path / "bare.port", against=golden, device="ascend-sim")
+    assert bare.verdict == "fail", "nothing was forecast, so nothing is allowed"
+
+
+def test_a_wrong_language_model_in_fp16_fails(tmp_path: Path) -> None:
+    """Another epsilon shows above fp16's roundings, and only against the reference: the port computes what its own graph says."""
+    make(tmp_path / "llama", "LlamaForCausalLM")
+    gears = "sequence=1,capacity=64; sequence=32,capacity=64"
+    porting.port(tmp_path / "llama", tmp_path / "right.port", "Ascend310P3", gears=gears)
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": config["rms_norm_eps"] * 50}))
+    wrong = porting.port(tmp_path / "llama", tmp_path / "wrong.port", "Ascend310P3", gears=gears)
+    assert wrong.verdict == "pass", "right for its own source"
+    golden = Golden.load(tmp_path / "right.port" / "evidence" / "golden.json")
+    reference = GoldenReference(golden, "golden")
+    reference.require_model = lambda *_: None  # type: ignore[method-assign]  # another epsilon is another model, and would be refused
+    verdict = judge(open_port(tmp_path / "wrong.port"), reference, "ascend-sim")
+    failed = [c.name for c in verdict.checks if c.verdict == "fail"]
+    assert (
+        "fidelity to the reference: relative error of logits" in failed and "fidelity: relative error of logits" not in failed
+    )
+
+
+def test_a_forecast_and_a_validation_measure_the_same() -> None:
+    generator = np.random.default_rng(0)
+    array = generator.normal(size=(2, 3, 50)).astype(np.float32)
+    other = array + generator.normal(size=array.shape).astype(np.float32) * 1e-3
+    assert relative_error(array, other) == pytest.approx(compare(array, other).rel_l2, rel=1e-6)
