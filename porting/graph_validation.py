@@ -279,9 +279,17 @@ def _group(run: Run, gears: Sequence[Gear]) -> str:
     if len(gears) > 1:
         first = {**run.steps[0], **run.start}
         gear = {name: np.shape(first[name]) for name in gears[0] if name in first}
-        differing = [name for name in gear if len({g[name] for g in gears}) > 1]
-        return f"{_kind_of_run(run)}gear {shown({name: gear[name] for name in differing[:1]})}: "
+        telling = _told_apart_by([name for name in gear if len({g[name] for g in gears}) > 1], gears)
+        return f"{_kind_of_run(run)}gear {shown({name: gear[name] for name in telling})}: "
     return _kind_of_run(run)
+
+
+def _told_apart_by(differing: Sequence[str], gears: Sequence[Gear]) -> Sequence[str]:
+    """The first of the inputs that differ, as many as it takes: two gears under one name would be judged as one."""
+    for count in range(1, len(differing)):
+        if len({tuple(gear[name] for name in differing[:count]) for gear in gears}) == len(gears):
+            return differing[:count]
+    return differing
 
 
 def _kind_of_run(run: Run) -> str:

@@ -47,19 +47,25 @@ def fact_lines(details: Mapping[str, Any]) -> list[str]:
         + f", for {details['soc']} ({details['family']}); {details['sources']}",
         f"compiled in {details['precision']}: {details['precision_mode']}; " + "; ".join(map(str, details["precision_notes"])),
     ]
-    placed = details["ai_cpu"]
-    if placed["nodes"]:
-        share = placed["share_of_multiplications"]
-        said = "an unknown share" if share is None else f"{share:.1%}"
-        names = ", ".join(printable(str(name), 60) for name in placed["nodes"][:NAMED])
-        more = f" and {len(placed['nodes']) - NAMED} more" if len(placed["nodes"]) > NAMED else ""
-        lines.append(
-            f"predicted on the AI CPU, a quiet fallback: {len(placed['nodes'])} nodes with {said} of the multiplications: {names}{more}"
-        )
-    if isinstance(forecast := details.get("forecast"), str):
-        lines.append(f"forecast of overflows: {forecast}")
+    lines.append(_placement(details["ai_cpu"]))
     if facts := details.get("facts"):
         lines.append(f"facts: {printable(str(facts['said']), 400)}")
     if left_open := details.get("left_open"):
         lines.append(f"sizes left open: {left_open}")
     return [*lines, *(f"note: {printable(str(note), 300)}" for note in details.get("notes", ()))]
+
+
+def _placement(placed: Mapping[str, Any]) -> str:
+    """What is predicted to run on the AI CPU, and how little is known of the rest."""
+    if placed["nodes"]:
+        share = placed["share_of_multiplications"]
+        said = "an unknown share" if share is None else f"{share:.1%}"
+        names = ", ".join(printable(str(name), 60) for name in placed["nodes"][:NAMED])
+        more = f" and {len(placed['nodes']) - NAMED} more" if len(placed["nodes"]) > NAMED else ""
+        found = f"{len(placed['nodes'])} nodes with {said} of the multiplications: {names}{more}"
+    else:
+        found = "no node"
+    unknown = (
+        f"of {placed['kinds_without_a_source']} of the {placed['kinds']} kinds of operators here no source says where they run"
+    )
+    return f"predicted on the AI CPU, a quiet fallback: {found} (by the rules {', '.join(placed['rules'])}; {unknown})"

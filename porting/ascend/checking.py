@@ -19,7 +19,7 @@ from porting.ascend.graph_facts import GraphFacts, facts_of
 from porting.ascend.pass_comparison import PassComparison
 from porting.ascend.precision import Mode, cube_takes_fp32, in_release, mode_for
 from porting.ascend.probe_facts import followed, mode_with, soc_with
-from porting.ascend.rules import Finding, judge
+from porting.ascend.rules import Finding, judge, rules, several
 from porting.ascend.soc import Soc
 from porting.ascend.work import share_of
 from porting.conversion import Canonical
@@ -241,9 +241,7 @@ def details_of(result: Judged) -> dict[str, Any]:
         "soc": result.soc.name,
         "family": result.soc.family,
         "cann": result.cann,
-        "sources": EVERY_VERSION
-        if result.cann is None
-        else f"rules that hold for CANN {result.cann}, where a rule says since when",
+        "sources": EVERY_VERSION if result.cann is None else _of_release(result),
         "precision": result.precision,
         "precision_mode": result.mode.argument,
         "precision_notes": [*result.mode.notes, f"{result.mode.confidence}: {result.mode.source}"],
@@ -255,8 +253,30 @@ def details_of(result: Judged) -> dict[str, Any]:
         "cut_here": list(result.cut),
         "rewrites": dict(Counter(f.rewrite or "lower_opset" for f in result.mended)),
         "passes": [dict(one) for one in result.applied if one["changes"]],
-        "ai_cpu": {"nodes": sorted(ai_cpu), "share_of_multiplications": share_of(nodes, list(result.facts.nodes))},
+        "ai_cpu": {
+            "nodes": sorted(ai_cpu),
+            "share_of_multiplications": share_of(nodes, list(result.facts.nodes)),
+            **_placement_known(result),
+        },
     }
+
+
+def _of_release(result: Judged) -> str:
+    """What a release decides: most rules come from sources that name none."""
+    speaking = {f.rule.id: f.rule for f in (*result.blocking, *result.mended, *result.noted)}
+    silent = sum(rule.since is None and rule.until is None for rule in speaking.values())
+    said = (
+        f"of the {len(speaking)} that speak here {silent} come from sources that name no release, and are taken to hold for it"
+    )
+    return f"rules that hold for CANN {result.cann}; {said}"
+
+
+def _placement_known(result: Judged) -> dict[str, Any]:
+    """How far the prediction reaches: rules that place operators on the AI CPU, and kinds of operators of which no source says where they run."""
+    placing = [r for r in rules() if r.effect == "ai_cpu" and result.soc.family in r.families]
+    named = {op for rule in placing for op in several(rule.match.get("op", ()))}
+    kinds = {node.op for node in result.facts.nodes}
+    return {"rules": [rule.id for rule in placing], "kinds": len(kinds), "kinds_without_a_source": len(kinds - named)}
 
 
 def finding_content(finding: Finding, status: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ CONV = "(float[1,2,6,6] x, float[2,2,3,3] w) => (y) { y = Conv<kernel_shape = [3
 CONV_3D = "(float[1,2,4,4,4] x, float[2,2,3,3,3] w) => (y) { y = Conv<kernel_shape = [3, 3, 3]>(x, w) }"
 TRANSPOSED = "(T[1,2,4,4] x, T[2,2,3,3] w) => (y) { y = ConvTranspose<kernel_shape = [3, 3]>(x, w) }"
 GRID = "(T[1,1,4,4] x, T[1,3,3,2] g) => (y) { y = GridSample(x, g) }"
+ONE_HOT = "(T[3] i) => (y) <int64 d = {3}, float[2] v = {0, 1}> { y = OneHot(i, d, v) }"
 GRID_FED = {"g": np.linspace(-0.9, 0.9, 18).reshape(1, 3, 3, 2)}
 ODD = np.array([[1.0, -2.0, 3.0], [np.nan, 0.5, -1.0]])
 
@@ -62,6 +63,20 @@ OF_DTYPES: Mapping[str, Pair] = {
     "double-gather-nd": (
         ProbeGraph("(double[2,3] x) => (y) <int64[2,1] i = {1, 0}> { y = GatherND(x, i) }"),
         ProbeGraph("(float[2,3] x) => (y) <int64[2,1] i = {1, 0}> { y = GatherND(x, i) }"),
+    ),
+    "integers-matmul": _both(MATMUL, "int64"),
+    "integers-expand": _both("(T[2,1] x) => (y) <int64[2] s = {2, 3}> { y = Expand(x, s) }", "int16"),
+    "integers-div": _both("(T[2] x, T[2] z) => (y) { y = Div(x, z) }", "uint32", feeds={"x": [7, 9], "z": [2, 3]}),
+    "integers-mod": (
+        ProbeGraph("(uint32[2] x, uint32[2] z) => (y) { y = Mod(x, z) }", feeds={"x": [7, 9], "z": [2, 4]}),
+        ProbeGraph("(int32[2] x, int32[2] z) => (y) { y = Mod(x, z) }", feeds={"x": [7, 9], "z": [2, 4]}),
+    ),
+    "integers-add": _both("(T[2] x, T[2] z) => (y) { y = Add(x, z) }", "uint32", feeds={"x": [7, 9], "z": [2, 3]}),
+    "integers-sub": _both("(T[2] x, T[2] z) => (y) { y = Sub(x, z) }", "uint32", feeds={"x": [7, 9], "z": [2, 3]}),
+    "integers-gemm": _both("(T[2,3] x, T[3,2] w, T[2] b) => (y) { y = Gemm(x, w, b) }", "int32"),
+    "one-hot-indices": (
+        ProbeGraph(ONE_HOT.replace("T", "float"), feeds={"i": [2, 0, 1]}),
+        ProbeGraph(ONE_HOT.replace("T", "int64"), feeds={"i": [2, 0, 1]}),
     ),
     "fp8": _through("float8e4m3fn", 17),
     "fp8-constant": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -283,3 +284,28 @@ def test_a_checksum_of_another_file_is_an_error(capsys: pytest.CaptureFixture[st
     path = outside(tmp_path, checksum="0" * 40)
     code, _, err = called(capsys, "check", path, "--target", "Ascend910B3")
     assert code == 2 and "is not the file" in err
+
+
+def test_what_is_told_says_how_far_the_sources_reach(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Once each: what is placed off the fast path, of how many operators nothing is known, and how many rules name no release."""
+    path = saved(
+        tmp_path,
+        "(double[2, 2] x, float[1, 1, 4, 4] p) => (double[2, 2] y, float[1, 1, 4, 4] q) { y = Add(x, x) r = Relu(p) q = Exp(r) }",
+        17,
+    )
+    code, out, _ = called(capsys, "check", path, "--target", "Ascend910B3", "--cann", "9.0.0")
+    said = " ".join(out.split())
+    assert (
+        code == 0
+        and "a quiet fallback: 1 nodes with" in said
+        and ": Add_0 (by the rules double, pool-window; of 3 of the 3 kinds" in said
+    )
+    assert re.search(r"of the (\d+) that speak here \1 come from sources that name no release", said)
+    assert said.count("forecast of overflows") == 1 and said.count("quiet fallback") == 1
+    pools = saved(
+        tmp_path, "(float[1, 1, 4, 4] x) => (float[1, 1, 3, 3] y) { a = Relu(x) y = MaxPool<kernel_shape = [2, 2]>(a) }", 17
+    )
+    _, out, _ = called(capsys, "check", pools, "--target", "Ascend310P3")
+    said = " ".join(out.split())
+    assert "quiet fallback: no node (by the rules double, pool-window; of 1 of the 2 kinds" in said
+    assert said.count("forecast of overflows") == 1

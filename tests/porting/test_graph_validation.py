@@ -18,7 +18,8 @@ from porting.feeds import Cases
 from porting.golden_file import ModelIdentity
 from porting.graph_golden import GraphGolden
 from porting.graph_reference import OriginalReference
-from porting.graph_validation import judge_graph
+from porting.graph_runs import Run
+from porting.graph_validation import _group, judge_graph
 from porting.types import TensorSpec
 from tests.graph_models import (
     D,
@@ -388,3 +389,11 @@ def test_a_golden_of_another_model_is_refused(tmp_path: Path) -> None:
     assert golden.require_model(ModelIdentity("network", "0" * 64, {})) == ["m.onnx"]
     with pytest.raises(InputError, match="of another model"):
         golden.require_model(ModelIdentity("other", "0" * 64, {}))
+
+
+def test_gears_that_one_input_does_not_tell_apart_are_judged_by_themselves() -> None:
+    """Two of three gears have the same first input: under its shape alone the worse of them would stand for both."""
+    gears = [{"a": (1, 4), "b": (1, 4)}, {"a": (1, 8), "b": (1, 4)}, {"a": (1, 8), "b": (1, 8)}]
+    runs = [Run("x", (), ({name: np.zeros(shape, np.float32) for name, shape in gear.items()},)) for gear in gears]
+    assert len({_group(run, gears) for run in runs}) == 3
+    assert _group(runs[0], gears[::2]) == "gear a [1, 4]: ", "no more inputs than it takes"
