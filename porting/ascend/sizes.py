@@ -3,8 +3,8 @@
 Shape(x) ─ Gather ─ Reshape(y, ·)      known as soon as x's shape is
 NonZero(x),  Reshape(y, x)             known when the model runs
 
-What a size hangs on is followed from node to node until a shape says all sizes again. If and Loop only pass it on: where they are listed by
-themselves, nobody knows their shapes, which is less.
+What a size hangs on is followed from node to node until a shape says all sizes again. An If whose branches are of different known sizes makes one;
+else If and Loop only pass it on: where they are listed by themselves, nobody knows their shapes, which is less.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Sizes:
 
     def _pass_on(self, node: ir.Node, made: bool) -> None:
         bodies = [a.as_graph() for a in node.attributes.values() if a.type.name == "GRAPH"]
-        own = frozenset((node,)) if made and not bodies else frozenset()
+        own = frozenset((node,)) if made and (not bodies or self._chooses(node)) else frozenset()
         read = [v for v in node.inputs if v is not None] + [v for body in bodies for v in body.outputs]
         makers = own.union(*(self.makers.get(v, ()) for v in read))
         for value in node.outputs if makers else ():
@@ -111,6 +111,12 @@ class Sizes:
     def _is_given(self, node: ir.Node, place: int) -> bool:
         value = node.inputs[place] if place < len(node.inputs) else None
         return value is None or value in self.numbers
+
+    def _chooses(self, node: ir.Node) -> bool:
+        """Whether it is this If alone that says how large its outputs are: both branches know, and say different sizes."""
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type.name == "GRAPH"]
+        known = all(_is_fixed(v) or self._is_named(v) for body in bodies for v in body.outputs)
+        return node.op_type == "If" and known and self._differs(node)
 
     def _differs(self, node: ir.Node) -> bool:
         """Whether the branches of an If give outputs of other shapes, or of shapes that nobody knows."""

@@ -309,3 +309,18 @@ def test_what_is_told_says_how_far_the_sources_reach(capsys: pytest.CaptureFixtu
     said = " ".join(out.split())
     assert "quiet fallback: no node (by the rules double, pool-window; of 1 of the 2 kinds" in said
     assert said.count("forecast of overflows") == 1
+
+
+def test_branches_of_different_sizes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Which of them is taken is fed: no size can be compiled for the output. Of the same size, or inside of the graph alone, they may differ."""
+    then = "then_branch = a () => (float[{0}, 3] t) {{ k = Constant<value_ints = [{0}, 3]>() m = ReduceMax<keepdims = 0>(x) t = Expand(m, k) }}"
+    text = (
+        "(float[4, 3] x, bool c) => (float[n, 3] y) {{ y = If(c) <"
+        + then
+        + ", else_branch = b () => (float[4, 3] u) {{ u = Relu(x) }}> }}"
+    )
+    assert blocked_by(capsys, saved(tmp_path, text.format(2), 17)) == {"unsized-output": {"If_0"}}
+    same = saved(tmp_path, text.format(4), 17)
+    assert called(capsys, "check", same, "--target", "Ascend910B3", "--quiet")[0] == 0
+    inner = text.format(2).replace("(float[n, 3] y)", "(float z)").replace("> }", "> z = ReduceMax<keepdims = 0>(y) }")
+    assert called(capsys, "check", saved(tmp_path, inner, 17), "--target", "Ascend910B3", "--quiet")[0] == 0
