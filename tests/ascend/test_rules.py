@@ -20,6 +20,7 @@ from porting.ascend.rule_predicates import OF_GRAPHS, OF_NODES
 from porting.ascend.rules import CONFIDENCES, EFFECTS, Finding, Rule, judge, rules, several
 from porting.ascend.soc import FAMILIES, find_soc, known_cann, release_order
 from porting.render_findings import finding_rows
+from tests.ascend import rule_effects as written
 from tests.ascend.rule_cases import D2, One, ints, made_if
 from tests.ascend.rule_table import CASES, RELU, Case, Placed
 
@@ -312,3 +313,12 @@ def test_a_large_graph_is_judged_in_a_second() -> None:
     start = time.perf_counter()
     assert len(judge(facts, find_soc("Ascend910B3"))) > 3000
     assert time.perf_counter() - start < 1
+
+
+def test_no_rule_changes_unseen() -> None:
+    """Effect, releases, code and chips, against a second writing of them."""
+    effects = {rule: effect for effect, names in written.EFFECTS.items() for rule in names.split()}
+    assert {rule.id: rule.effect for rule in rules()} == effects
+    assert {r.id: (r.since, r.until) for r in rules() if r.since or r.until} == written.RELEASES
+    assert {r.id: r.code for r in rules() if r.code} == written.CODES
+    assert {r.id: " ".join(r.families) for r in rules() if r.families != FAMILIES} == written.FAMILIES
