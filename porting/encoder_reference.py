@@ -65,14 +65,26 @@ class EncoderReference:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
         tensors.setdefault("attention_mask", torch.ones_like(tensors["input_ids"]))
         try:
-            with torch.inference_mode():
-                found = self._model(**tensors)
-                outputs = {name: found[name] for name in OUTPUTS if found.get(name) is not None}
-                if self._sentence is not None:
-                    outputs["sentence_embedding"] = self._embedded(outputs["last_hidden_state"], tensors["attention_mask"])
+            outputs = self.outputs(tensors)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"upstream does not take the feeds: {type(error).__name__}: {error}", where="reference") from error
         return {name: value.float().numpy() for name, value in outputs.items()}
+
+    def outputs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """As `run`, of torch tensors that lie where the model does, attention_mask among them. raises: what torch raises"""
+        import torch
+
+        with torch.inference_mode():
+            found = self._model(**tensors)
+            outputs = {name: found[name] for name in OUTPUTS if found.get(name) is not None}
+            if self._sentence is not None:
+                outputs["sentence_embedding"] = self._embedded(outputs["last_hidden_state"], tensors["attention_mask"])
+        return outputs
+
+    @property
+    def module(self) -> Any:
+        """transformers' model, None once it is closed. A backend may move it to its device."""
+        return self._model
 
     def close(self) -> None:
         """Forget the model. Safe to call twice."""
@@ -83,6 +95,7 @@ class EncoderReference:
         import torch
 
         assert self._sentence is not None
+        hidden = hidden.float()
         shown = mask.unsqueeze(-1).expand(hidden.size()).float()
         how = self._sentence["pooling"]
         if how == "cls":
@@ -97,7 +110,7 @@ class EncoderReference:
                 x = torch.nn.functional.normalize(x, p=2, dim=1)
                 continue
             weight, bias = (self._weights.get(f"{step['name']}.linear.{kind}") for kind in ("weight", "bias"))
-            x = torch.nn.functional.linear(x, _float(weight), None if bias is None else _float(bias))
+            x = torch.nn.functional.linear(x, _tensor(weight, x), None if bias is None else _tensor(bias, x))
             x = _ACTIVATIONS[step["activation"]](torch, x)
         return x
 
@@ -111,11 +124,12 @@ _ACTIVATIONS = {
 }
 
 
-def _float(rows: np.ndarray | None) -> Any:
+def _tensor(rows: np.ndarray | None, like: Any) -> Any:
+    """A weight where, and as, the numbers are that it is multiplied with."""
     import torch
 
     assert rows is not None
-    return torch.from_numpy(rows.astype(np.float32))
+    return torch.from_numpy(rows.astype(np.float32)).to(device=like.device, dtype=like.dtype)
 
 
 def _stored_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
