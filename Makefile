@@ -17,6 +17,8 @@ DEMO := .venv-demo
 TEST := .venv-test
 # the vendor's wheels: onnxruntime-cann owns onnxruntime's folder, and wants numpy 1
 CANN := .venv-cann
+# torch-npu: where it is installed, torch and transformers import it, which fails without CANN
+NPU := .venv-npu
 MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 PACKAGING := setup.py pyproject.toml constraints.txt constraints-cann.txt
 # -qq: pip says nothing but errors
@@ -37,9 +39,11 @@ demo: $(DEMO)/installed $(MODEL)
 	@$(DEMO)/bin/porting generate demo-port "$(QUESTION)"
 
 ifeq ($(strip $(ARGS)),)
-test: check $(CANN)/installed
+test: check $(CANN)/installed $(NPU)/installed
 	@echo "== onnxruntime-cann itself, over the simulated CANN"
 	@$(CANN)/bin/python -m pytest -m cann_wheel tests/ascend_wheels
+	@echo "== torch-npu itself, over the simulated CANN"
+	@$(NPU)/bin/python -m pytest -m npu_wheel tests/ascend_wheels
 	@echo "== tests; those marked 'device' need an accelerator and are not run: $(TEST)/bin/python -m pytest -m device"
 	@$(TEST)/bin/python -m pytest -m "$(ELSEWHERE)" -n $(JOBS) --dist worksteal
 else
@@ -72,9 +76,15 @@ $(CANN)/installed: $(PACKAGING)
 	@$(CANN)/bin/python $(INSTALL) -c constraints-cann.txt -e ".[ascend,gguf]" pytest hypothesis pyyaml packaging
 	@touch $@
 
+$(NPU)/installed: $(PACKAGING)
+	@echo "== installing porting and torch-npu into $(NPU)"
+	@test -x $(NPU)/bin/python || $(PYTHON) -m venv $(NPU)
+	@$(NPU)/bin/python $(PIP) -e ".[npu,cpu,gguf]" pytest hypothesis packaging
+	@touch $@
+
 $(MODEL):
 	@echo "== getting SmolLM2-135M-Instruct, 98 MB"
 	@$(PYTHON) examples/get_smollm2.py --into .cache > /dev/null
 
 clean:
-	rm -rf $(DEMO) $(TEST) $(CANN) .cache demo-port build porting.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) $(CANN) $(NPU) .cache demo-port build porting.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

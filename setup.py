@@ -56,6 +56,7 @@ setup(
         "cpu": CPU,
         "cuda": ["onnxruntime-gpu>=1.28"],
         "ascend": ["onnxruntime-cann"],  # with constraints-cann.txt
+        "npu": ["torch-npu", *TORCH],  # in an environment of its own: without CANN its torch cannot be imported
         "torch": TORCH,
         "gguf": GGUF,
         "sign": SIGN,

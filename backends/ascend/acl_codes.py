@@ -49,7 +49,7 @@ def kind_of(code: int) -> type[PortingError]:
     """Which error a code is."""
     if code in NO_MEMORY:
         return OutOfResources
-    if code in WRONG_INDEX or code in NO_DEVICE:
+    if code in WRONG_INDEX or code in NO_DEVICE or code in LOST:  # lost: no fault of what ran on it
         return DeviceUnavailable
     if code in BAD_MODEL:
         return PortError

@@ -21,11 +21,11 @@ from porting.ascend.explanations import Explanation, codes_of_line, explain_code
 from porting.ascend.graph_facts import GraphFacts
 from porting.ascend.rules import judge
 from porting.ascend.soc import find_soc
-from porting.backends.ascend.acl_codes import NO_MEMORY
+from porting.backends.ascend.acl_codes import kind_of
 from porting.backends.ascend.cann_provider_cache import CompiledModels
 from porting.backends.ascend.cann_provider_graph import Prepared
 from porting.backends.onnxruntime import OrtSession
-from porting.errors import OutOfResources, PortingError, RuntimeFailed, UsageError
+from porting.errors import DeviceUnavailable, OutOfResources, PortingError, RuntimeFailed, UsageError
 from porting.types import State
 from porting.verdict import printable
 
@@ -198,7 +198,8 @@ def explained(error: PortingError, heard: str, device: str) -> PortingError:
     what = "; ".join(filter(None, (calls, f"CANN says: {printable(said, _SHOWN)}" if said else "")))
     if first is None:
         return type(error)(f"{error.what}: {what}", where=error.where, next=f"`porting explain {codes[0]}`")
-    kind = OutOfResources if {str(code) for code in NO_MEMORY} & set(codes) else RuntimeFailed
+    kinds = {kind_of(int(code)) for code in codes if code.isdecimal()}
+    kind = next((k for k in (OutOfResources, DeviceUnavailable) if k in kinds), RuntimeFailed)
     return kind(
         f"{first.code}: {first.means} ({first.means_status}); {what}", where=error.where or f"run on {device}", next=first.do
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from porting.backends.ascend.npu_errors import npu_errors
-from porting.backends.ascend.npu_module import moved, placement_of
+from porting.backends.ascend.npu_module import give_back, moved, placement_of
 from porting.backends.ascend.npu_setup import NpuDevice
 from porting.backends.ascend.npu_source import PortSource
 from porting.encoder_reference import EncoderReference
@@ -48,7 +48,7 @@ class NpuEncoder:
         if self._reference is not None:
             self._reference.close()
             self._reference = None
-            self._device.torch.npu.empty_cache()
+            give_back(self._device)
 
 
 def open_encoder(program: Program, source: PortSource, device: NpuDevice) -> NpuEncoder:

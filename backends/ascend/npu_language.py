@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from porting.backends.ascend.npu_errors import broken_by, npu_errors
-from porting.backends.ascend.npu_module import moved, placement_of
+from porting.backends.ascend.npu_module import give_back, moved, placement_of
 from porting.backends.ascend.npu_setup import NpuDevice
 from porting.backends.ascend.npu_source import PortSource
 from porting.errors import PortingError, RuntimeFailed, UsageError
@@ -98,7 +98,7 @@ class NpuLanguageModel:
         """Safe to call twice."""
         if self._model is not None:
             self._model = None
-            self._device.torch.npu.empty_cache()
+            give_back(self._device)
 
     def _logits(self, feeds: Mapping[str, np.ndarray], state: State) -> np.ndarray:
         torch, place = self._device.torch, self._device.place

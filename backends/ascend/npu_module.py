@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from typing import Any
 
 from porting.backends.ascend.npu_errors import npu_errors
@@ -40,3 +42,10 @@ def moved(module: Any, device: NpuDevice) -> Any:
 def placement_of(module: Any, device: NpuDevice) -> dict[str, str]:
     """Module -> device, of those that hold no other: with the fallback off an operator runs where its tensors lie, or not at all."""
     return {name or "model": device.name for name, part in module.named_modules() if not any(True for _ in part.children())}
+
+
+def give_back(device: NpuDevice) -> None:
+    """What torch keeps of memory that nothing holds any more. Of a device that is lost there is nothing to be had, and nothing to be told."""
+    gc.collect()  # a module is a ring of references
+    with contextlib.suppress(RuntimeError):
+        device.torch.npu.empty_cache()

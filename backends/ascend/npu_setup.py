@@ -19,7 +19,7 @@ from porting.distributions import installed_versions
 from porting.errors import DeviceUnavailable, PortingError, RuntimeFailed
 from porting.types import Availability
 
-INSTALL = 'pip install -c constraints-npu.txt "porting[npu]"'
+INSTALL = 'pip install -c constraints.txt "porting[npu]", in an environment of its own'
 SOURCE = "source <toolkit>/set_env.sh in this shell"
 # of this process, before torch is imported
 ENVIRONMENT = {

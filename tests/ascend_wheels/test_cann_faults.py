@@ -9,7 +9,7 @@ import pytest
 
 from porting.backends.ascend.cann_provider_session import explained
 from porting.backends.onnx_program import program_from_onnx
-from porting.errors import OutOfResources, PortingError, RuntimeFailed
+from porting.errors import DeviceUnavailable, OutOfResources, PortingError, RuntimeFailed
 from porting.session import open_session
 from tests.ascend_wheels import cann_models as models
 from tests.ascend_wheels.cann_children import told, use_own_cache
@@ -29,7 +29,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("execute-failed@1", RuntimeFailed, "507011"),
         ("timeout@1", RuntimeFailed, "507012"),
-        ("device-lost@1", RuntimeFailed, "507010"),
+        ("device-lost@1", DeviceUnavailable, "507010"),
         ("load-failed@1", RuntimeFailed, "545001"),
         ("oom@1", OutOfResources, "207001"),
         ("oom@2", OutOfResources, "245000"),

@@ -100,7 +100,7 @@ def test_every_function_that_is_called_is_in_the_simulator() -> None:
         (145006, PortError),
         (507008, PortError),
         (145013, InputError),
-        (507010, RuntimeFailed),
+        (507010, DeviceUnavailable),
         (507011, RuntimeFailed),
         (507012, RuntimeFailed),
         (107002, RuntimeFailed),

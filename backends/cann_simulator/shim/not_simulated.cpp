@@ -31,6 +31,7 @@ NOT_SIMULATED(aclrtBinaryLoadFromData, RT_NOT_SUPPORTED)
 NOT_SIMULATED(aclrtBinaryGetFunction, RT_NOT_SUPPORTED)
 NOT_SIMULATED(aclrtGetFunctionAddr, RT_NOT_SUPPORTED)
 NOT_SIMULATED(aclrtDeviceGetBareTgid, RT_NOT_SUPPORTED)
+NOT_SIMULATED(aclrtSetStreamAttribute, RT_NOT_SUPPORTED)  // with which torch_npu begins to capture a graph
 NOT_SIMULATED(aclrtReserveMemAddress, RT_NOT_SUPPORTED)
 NOT_SIMULATED(aclrtReleaseMemAddress, RT_NOT_SUPPORTED)
 NOT_SIMULATED(aclrtMallocPhysical, RT_NOT_SUPPORTED)

@@ -98,6 +98,7 @@ API aclError aclrtCheckArchCompatibility(const char* soc, int32_t* compatible) {
 API aclError aclrtSetOpExecuteTimeOut(uint32_t) { return OK; }
 API aclError aclrtSetOpWaitTimeout(uint32_t) { return OK; }
 API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return OK; }
+API aclError aclrtSetStreamOverflowSwitch(aclrtStream, uint32_t) { return OK; }
 API aclError aclrtSetExceptionInfoCallback(void (*)(void*)) { return OK; }
 API aclError aclrtPeekAtLastError(int) { return OK; }
 API aclError aclrtGetLastError(int) { return OK; }
