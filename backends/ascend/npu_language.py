@@ -6,6 +6,7 @@ does it. Windows are those of the config, layer by layer.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,7 @@ class NpuLanguageModel:
         self._by_kind = hasattr(model.model, "has_sliding_layers")  # transformers then takes a mask for each kind of layer
         self._windows = _windows(model.config, self._by_kind)
         self._broken: PortingError | None = None
+        self._states: weakref.WeakSet[State] = weakref.WeakSet()  # whose buffers are given back when this is closed
 
     def new_state(self, capacity: int, batch: int = 1, grown_from: State | None = None) -> State:
         self._require_usable()
@@ -74,7 +76,9 @@ class NpuLanguageModel:
                 buffers[name] = made
             torch.npu.synchronize()
         length = np.zeros(batch, np.int64) if grown_from is None else grown_from.length
-        return State(buffers, length, capacity)
+        state = State(buffers, length, capacity)
+        self._states.add(state)
+        return state
 
     def read_state(self, state: State) -> dict[str, np.ndarray]:
         self._require_usable()
@@ -98,6 +102,8 @@ class NpuLanguageModel:
         """Safe to call twice."""
         if self._model is not None:
             self._model = None
+            for state in self._states:
+                state.buffers.clear()
             give_back(self._device)
 
     def _logits(self, feeds: Mapping[str, np.ndarray], state: State) -> np.ndarray:

@@ -15,6 +15,7 @@ import porting
 from porting.errors import DeviceUnavailable, OutOfResources, PortError, PortingError, RuntimeFailed, UsageError
 from porting.session import open_session
 from tests.ascend_wheels.npu_children import told
+from tests.backends.ascend_programs import NOTHING, left_behind
 
 pytestmark = pytest.mark.npu_wheel
 
@@ -69,6 +70,14 @@ def test_rows_of_their_own_length_and_a_state_that_is_rewound(made: Path) -> Non
             found.append([logits, *(value for _, value in sorted(session.read_state(state).items()))])
     for expected, got in zip(*found, strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+def test_a_closed_session_leaves_nothing_on_the_device(made: Path, tmp_path: Path) -> None:
+    report, kind = tmp_path / "report.json", LANGUAGE_MODELS[0]
+    with open_session(porting.load(made / f"{kind}.port").program, f"{device(made, kind)},report={report}") as session:
+        state = session.new_state()
+        session.run({"input_ids": np.array([[1, 2, 3]])}, state)
+    assert left_behind(report) == NOTHING, "the state is still held here"
 
 
 def test_half_floats_are_computed_in_half_floats(made: Path) -> None:
