@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from porting.backends.ascend_sim_models import compiled
+from porting.backends.cann_simulator.environment import simulated_environment
+from porting.backends.cann_simulator.machine import Machine
 from porting.backends.onnx_program import program_from_onnx
 from porting.types import Program, StatePair, StateSpec
 
@@ -44,6 +47,12 @@ def cache() -> Program:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
     spec = StateSpec((StatePair("past", "next", 1),), length="length", advance=("x", 1))
     return program_from_onnx(model.SerializeToString(), state=spec)
+
+
+def om_of(made: Program, precision: str = "origin", gears: str | None = None, soc: str = "Ascend910B3") -> Path:
+    """The program as the simulated compiler makes a model of it."""
+    machine = Machine(soc)
+    return compiled(made, None, machine, simulated_environment(machine), precision, gears)
 
 
 def left_behind(report: Path) -> dict[str, Any]:

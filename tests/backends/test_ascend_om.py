@@ -9,19 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from porting.backends.ascend_sim_models import compiled
-from porting.backends.cann_simulator.environment import simulated_environment
-from porting.backends.cann_simulator.machine import Machine
 from porting.errors import DeviceUnavailable, InputError, OutOfResources, PortError, PortingError, RuntimeFailed, UsageError
 from porting.session import open_session
 from porting.types import Program
-from tests.backends.ascend_programs import NOTHING, SIM, X, cache, difference, left_behind, program, total
-
-
-def om_of(made: Program, precision: str = "origin", gears: str | None = None, soc: str = "Ascend910B3") -> Path:
-    machine = Machine(soc)
-    return compiled(made, None, machine, simulated_environment(machine), precision, gears)
-
+from tests.backends.ascend_programs import NOTHING, SIM, X, cache, difference, left_behind, om_of, program, total
 
 # --- inputs and outputs -------------------------------------------------------------------------------------------
 
