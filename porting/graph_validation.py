@@ -17,6 +17,7 @@ import numpy as np
 
 from porting.branches import Branch, ForcedPort, conditionals_of, folded, folded_check, unreached
 from porting.compiled_precision import COMPILED, compiled_bounds, compiled_in
+from porting.devices import parse_device
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
 from porting.gear_runs import Gear, shown
@@ -90,7 +91,8 @@ def judge_graph(
         narrow, allowed = compiled_in(port, device), compiled_bounds(port, device)
         with PortRuns(port, device) as runs:
             checks = [placement_check(runs.session), interface_check(port, recorded)]
-            measured = _measured(port, runs, recorded, checks, allowed)
+            able = [one for one in recorded if runs.can_force or not one.run.forced]
+            measured = _measured(port, runs, able, checks, allowed)
             ran_on = str(runs.session.device)
             if ran_on.partition(":")[0] == "cpu":  # atomic sums of a GPU may come in any order
                 checks.append(again_check(runs, recorded[0].run))
@@ -114,13 +116,23 @@ def judge_graph(
             "fidelity_bound": BOUND + (COMPILED.format(narrow) if narrow else ""),
             "port_sha256": port.identity(),
             "precision": port.precision,
-            "runs": [one.run.name for one in recorded],
+            "runs": [one.run.name for one in able],
             "ill_conditioned": undecided,
             "folded_ifs": folded(reference.conditionals, ifs),
             **{"not_reached": [], **reference.details},
         },
-        not_shown=f"{len(by_sizes)} branches of Ifs that these sizes do not take" if by_sizes else "",
+        not_shown=_not_shown(len(by_sizes), len(recorded) - len(able)),
     )
+
+
+def _not_shown(by_sizes: int, not_forced: int) -> str:
+    """Branches of Ifs that were not run, and why."""
+    found = []
+    if by_sizes:
+        found.append(f"{by_sizes} branches of Ifs that these sizes do not take")
+    if not_forced:
+        found.append(f"{not_forced} branches of Ifs by themselves, which a compiled model does not let anybody choose")
+    return "; ".join(found)
 
 
 class PortRuns:
@@ -135,6 +147,9 @@ class PortRuns:
         if program.state.pairs:
             self._plain = self._stack.enter_context(open_session(replace(program, state=StateSpec()), device))
         self._forced: ForcedPort | None = None
+        chosen = parse_device(device)
+        # a graph with a condition fixed is another graph, which no hand-off was made for
+        self.can_force = not (chosen.name.startswith("ascend") and chosen.options.get("route", "om") == "om")
 
     def __enter__(self) -> PortRuns:
         return self
@@ -231,10 +246,11 @@ def _measured(
                 else:
                     difference = expected.compare(f"{place}: {name}", got[name])
                 own = (one.noise or [{}])[number].get(name, 0.0)
-                bound = 0.0 if expected.exact else max(SLACK * max(own, usual.get(name, 0.0)), allowed.get(name, 0.0))
+                bound = 0.0 if expected.exact else SLACK * max(own, usual.get(name, 0.0))
                 if bound > ILL_CONDITIONED and not tight:
                     tight.append(_tight(port, recorded))
-                verdict, bound = _decide(expected.exact, difference, bound, tight[0] if tight else 0.0)
+                may_cost = 0.0 if expected.exact else allowed.get(name, 0.0)
+                verdict, bound = _decide(expected.exact, difference, bound, may_cost, tight[0] if tight else 0.0)
                 found.append(Measured(_group(one.run, gears), name, expected.exact, difference, bound, verdict))
                 if name in small and name not in allowed and not difference.problem:
                     of_small = expected.compare_small(f"{place}: {name}", got[name], small[name].scale)
@@ -249,11 +265,12 @@ def _of_small(of: Measured, found: Difference, small: Small) -> Measured:
     return replace(of, found=found, bound=bound, verdict=_held(found, bound), what=what)
 
 
-def _decide(exact: bool, found: Difference, bound: float, tight: float) -> tuple[str, float]:
-    """A verdict and the bound that it was reached by."""
+def _decide(exact: bool, found: Difference, noise: float, may_cost: float, tight: float) -> tuple[str, float]:
+    """A verdict and the bound that it was reached by. may_cost: of the device's narrower format, which says nothing of the graph's condition"""
+    bound = max(noise, may_cost)
     if found.undecided:
         return UNDECIDED, bound
-    if found.problem or exact or bound <= ILL_CONDITIONED:
+    if found.problem or exact or noise <= ILL_CONDITIONED:
         return (_held(found, bound) if not found.problem else FAIL), bound
     if found.value <= tight:
         return TIGHT, tight

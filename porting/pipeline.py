@@ -24,7 +24,7 @@ from porting.evidence import require_evidence
 from porting.inputs import paths_of
 from porting.judgement import Judgement, judgement_of_golden, judgement_of_source
 from porting.junit import to_junit
-from porting.pixel_inputs import as_numbers, cases_as_numbers, pixel_cases, pixel_checks
+from porting.pixel_inputs import as_numbers, cases_as_numbers, judged_with_pixels, pixel_cases, pixel_checks
 from porting.port_folder import EVIDENCE, Port
 from porting.port_staging import os_errors, write_synced
 from porting.port_writer import require_free
@@ -139,7 +139,7 @@ def port(
         write_evidence(made, full, judgement)
         if first != device and full.ok:  # now there is a hand-off, and what its compiled form may cost is in the evidence
             more += pixel_checks(made, described, pixels, device)
-            verdict = judgement.judge(made, device, command="port", progress=progress, more=more)
+            verdict = judged_with_pixels(judgement, made, described, device, more, command="port", progress=progress)
             full = Verdict(**{**verdict.__dict__, "details": {**details, **verdict.details}})
             write_evidence(made, full, judgement)
     return full

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from porting.devices import parse_device
+from porting.errors import EvidenceUnavailable
+from porting.evidence import evidence_level
 from porting.port_folder import Port
-from porting.types import TensorSpec
-from porting.verdict import Check
+from porting.progress import silent
+from porting.types import Program, TensorSpec
+from porting.verdict import Check, Verdict
 
 if TYPE_CHECKING:
     from porting.ascend.image_cases import Case
     from porting.ascend.image_inputs import ImageInputs
     from porting.ascend.preprocessing import ImageInput
+    from porting.judgement import Judgement
 
 
 @contextmanager
@@ -79,6 +85,60 @@ def images_of(port: Port) -> ImageInputs | None:
     from porting.ascend.image_inputs import images_of_port
 
     return images_of_port(port)
+
+
+def takes_pixels(images: ImageInputs | None, device: str) -> bool:
+    """Whether what runs on this device is fed pixels: a compiled model with AIPP in it."""
+    chosen = parse_device(device)
+    return images is not None and chosen.name.startswith("ascend") and chosen.options.get("route", "om") == "om"
+
+
+def program_on(port: Port, device: str) -> Program:
+    """A port's program, as the device takes its inputs. raises: PortError"""
+    images = images_of(port)
+    if images is None or not takes_pixels(images, device):
+        return port.program()
+    from porting.backends.ascend.om_images import program_of_pixels
+
+    return program_of_pixels(port.program(), images)
+
+
+def judged_with_pixels(
+    judgement: Judgement,
+    port: Port,
+    images: ImageInputs | None,
+    device: str,
+    more: Sequence[Check],
+    *,
+    command: str = "validate",
+    progress: Any = silent,
+) -> Verdict:
+    """The verdict on a device. Where its compiled model takes pixels, numbers can be fed to the port on the CPU alone: that is held against the
+    reference, and the device's outputs, which are in `more`, against it.
+
+    raises: EvidenceUnavailable where nothing ran on the device
+    """
+    if not takes_pixels(images, device):
+        return judgement.judge(port, device, command=command, progress=progress, more=more)
+    if not more:
+        raise EvidenceUnavailable(
+            "the compiled model takes pixels, and other inputs that nobody can make up",
+            where=device,
+            next="give images: --inputs x.npz",
+        )
+    found = judgement.judge(port, "cpu", command=command, progress=progress)
+    checks = [replace(check, name=f"{check.name}, from numbers on the CPU") for check in found.checks]
+    return Verdict.from_checks(
+        command,
+        [*checks, *more],
+        evidence_level=evidence_level(device, port.manifest["target"]),
+        reference=found.reference,
+        source=found.source,
+        target=found.target,
+        device=str(parse_device(device)),
+        seconds=found.seconds,
+        details={**found.details, "device_asked_for": device},
+    )
 
 
 def checks_from_pixels(port: Port, images: ImageInputs | None, files: Sequence[Path], device: str) -> list[Check]:

@@ -345,13 +345,14 @@ def prepare_checked(backend: Backend, program: Program, device: Device) -> Backe
 
 
 def load(port: str | Path, device: str = "cpu") -> Session:
-    """Open a port on disk on a device.
+    """Open a port on disk on a device. Where its compiled model makes its numbers from uint8 images by itself (AIPP), it is fed those.
 
     raises: PortError (damaged, incomplete, too new), DeviceUnavailable, UsageError
     """
+    from porting.pixel_inputs import program_on
     from porting.port_folder import open_port
 
-    return open_session(open_port(port).program(), device)
+    return open_session(program_on(open_port(port), device), device)
 
 
 __all__ = ["CAPACITY_STEP", "Session", "State", "TensorSpec", "load", "open_session", "prepare_checked"]

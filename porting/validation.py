@@ -9,7 +9,7 @@ from typing import Any
 from porting.evidence import require_evidence
 from porting.inputs import paths_of
 from porting.judgement import judgement_for
-from porting.pixel_inputs import as_numbers, checks_from_pixels, images_of
+from porting.pixel_inputs import as_numbers, checks_from_pixels, images_of, judged_with_pixels
 from porting.port_folder import open_port
 from porting.progress import silent
 from porting.verdict import Verdict
@@ -44,4 +44,4 @@ def validate(
         judgement_for(opened_port, against, device, read, options) as judgement,
     ):
         more = checks_from_pixels(opened_port, images, files, device)
-        return judgement.judge(opened_port, device, progress=progress, more=more)
+        return judged_with_pixels(judgement, opened_port, images, device, more, progress=progress)

@@ -149,7 +149,7 @@ def _require_shape(kind: str, one: Bound, where: str) -> None:
 
 def _misfit(kind: str, one: Bound, where: str) -> PortError:
     takes_pixels = kind == "input" and one.tensor.dtype == np.uint8 and one.dtype.kind == "f"
-    hint = "it takes pixels: run the program of pixels (porting.backends.ascend.om_images.program_of_pixels)"
+    hint = "it takes pixels: porting.load(port, device) gives a session that does"
     return PortError(
         f"{kind} {printable(one.spec.name, 80)!r} of the program is {one.spec.dtype}{list(one.spec.shape)}, and of the compiled model "
         f"{one.tensor.dtype.name}{list(one.tensor.dims)}",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,11 +26,15 @@ from porting.ascend.image_inputs import ImageInputs
 from porting.ascend.pixels import COLOUR_ROUNDINGS
 from porting.ascend.preprocessing import ImageInput, Padding
 from porting.ascend.preprocessing_reference import host_steps, model_bytes, model_input, padded_image
+from porting.backends.ascend.om_images import program_of_pixels
+from porting.compiled_precision import COMPILED, compiled_bounds, compiled_in
 from porting.errors import InputError, RuntimeFailed
+from porting.evidence import placement_check
 from porting.graph_outputs import ExpectedArray, relative_error
 from porting.graph_reference import NOISE_RUNS, SLACK
 from porting.graph_runs import flat
 from porting.numerics.graph_noise import MULTIPLE
+from porting.pixel_inputs import takes_pixels
 from porting.port_folder import Port
 from porting.session import Session, open_session
 from porting.types import TensorSpec
@@ -51,16 +56,24 @@ UNDECIDED = (
 def aipp_checks(port: Port, images: ImageInputs, cases: Mapping[str, Case], device: str) -> list[Check]:
     """The whole way, for each case: the model's input, every output, and of a classifier the largest element.
 
+    A device whose compiled model holds AIPP is fed the pixels, and held to the port on the CPU: what its format may cost is added to the bound.
+
     cases:  name -> pixels of the described inputs, and what the port takes of any other
     raises: InputError (pixels that do not fit), DeviceUnavailable
     """
     ops = images.ops()
     checks = [_input_check(image, images, ops[image.input], cases) for image in images.images]
     worst: dict[str, _Output] = {}
-    with open_session(port.program(), device) as session:
+    of_pixels = takes_pixels(images, device)
+    narrow, allowed = compiled_in(port, device), compiled_bounds(port, device)
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(port.program(), "cpu" if of_pixels else device))
+        compiled = stack.enter_context(open_session(program_of_pixels(port.program(), images), device)) if of_pixels else None
+        if compiled is not None:
+            checks.append(placement_check(compiled))
         for name, case in cases.items():
             try:
-                seen = _Seen(session, images, ops, case)
+                seen = _Seen(session, images, ops, case, compiled)
             except (InputError, RuntimeFailed) as error:
                 checks.append(
                     Check(
@@ -69,7 +82,7 @@ def aipp_checks(port: Port, images: ImageInputs, cases: Mapping[str, Case], devi
                 )
                 continue
             for output in seen.wanted:
-                worst.setdefault(output, _Output(output)).add(name, seen)
+                worst.setdefault(output, _Output(output, allowed.get(output, 0.0), narrow)).add(name, seen)
     return [*checks, *(check for output in worst.values() for check in output.checks())]
 
 
@@ -130,7 +143,10 @@ class _Seen:
     rows:   images in the case
     """
 
-    def __init__(self, session: Session, images: ImageInputs, ops: Mapping[str, AippOp], case: Case) -> None:
+    def __init__(
+        self, session: Session, images: ImageInputs, ops: Mapping[str, AippOp], case: Case, compiled: Session | None
+    ) -> None:
+        """compiled: takes pixels, and gives `got`"""
         names = {spec.name for spec in session.inputs}
         numbers = {n: a for n, a in numbers_of(images.images, case, images.inputs).items() if n in names}
 
@@ -142,10 +158,14 @@ class _Seen:
         rng = np.random.default_rng(SEED)
         self.rows = len(case[images.names[0]])
         self.wanted = flat(session.run(numbers))
-        self.got = [
-            run(lambda i, r=rounding: made_by_aipp(ops[i.input], i, case[i.input], r))  # type: ignore[misc]
-            for rounding in (COLOUR_ROUNDINGS if coloured else COLOUR_ROUNDINGS[:1])
-        ]
+        self.got = (
+            [flat(compiled.run(case))]
+            if compiled is not None
+            else [
+                run(lambda i, r=rounding: made_by_aipp(ops[i.input], i, case[i.input], r))  # type: ignore[misc]
+                for rounding in (COLOUR_ROUNDINGS if coloured else COLOUR_ROUNDINGS[:1])
+            ]
+        )
         self.noisy = [run(lambda i: randomly_rounded(i, case[i.input], rng)) for _ in range(NOISE_RUNS)]
 
 
@@ -177,9 +197,14 @@ class _Found:
 
 @dataclass
 class _Output:
-    """One output over all cases: its worst error, and how often the largest element stays."""
+    """One output over all cases: its worst error, and how often the largest element stays.
+
+    may_cost: relative L2 error that the format may cost it which it is compiled in, `narrow`
+    """
 
     name: str
+    may_cost: float = 0.0
+    narrow: str = ""
     worst: _Found | None = None
     otherwise: float | None = None  # the error where colours are rounded the other way
     rows: int = 0
@@ -190,7 +215,7 @@ class _Output:
     def add(self, case: str, seen: _Seen) -> None:
         wanted, got = seen.wanted[self.name], seen.got[0].get(self.name)
         noisy = [step[self.name] for step in seen.noisy if self.name in step and step[self.name].shape == wanted.shape]
-        found = _found(f"{case}: {self.name}", wanted, got, noisy)
+        found = _found(f"{case}: {self.name}", wanted, got, noisy, self.may_cost)
         if self.worst is None or found.rank > self.worst.rank:
             self.worst = found
         if got is not None and not found.problem and not found.exact:
@@ -213,7 +238,7 @@ class _Output:
                 continue
             ahead = [float(a[row, before]) - float(a[row, after]) for a in (wanted, *noisy)]
             noise = math.sqrt(sum((other - ahead[0]) ** 2 for other in ahead[1:]) / NOISE_RUNS)
-            if ahead[0] <= SLACK * noise:
+            if ahead[0] <= SLACK * noise + self.may_cost * float(np.linalg.norm(wanted[row])):
                 self.ties += 1
             else:
                 self.lost.append(f"{case}, image {row}: {before} becomes {after}")
@@ -228,7 +253,7 @@ class _Output:
             return [Check(what, "fail", printable(found.problem), None, where, BOUND)]
         if found.undecided:
             return [Check(what, "error", found.error, None, where, UNDECIDED), *self._largest()]
-        detail = BOUND
+        detail = BOUND + (COMPILED.format(self.narrow) if self.may_cost else "")
         if self.otherwise is not None:
             detail += f"; {self.otherwise:.1e} where a conversion of colours is rounded to the nearest level, which the documents leave open"
         return [Check.at_most(what, found.error, found.bound, where, detail), *self._largest()]
@@ -245,10 +270,13 @@ class _Output:
         ]
 
 
-def _found(place: str, wanted: np.ndarray, got: np.ndarray | None, noisy: Sequence[np.ndarray]) -> _Found:
+def _found(
+    place: str, wanted: np.ndarray, got: np.ndarray | None, noisy: Sequence[np.ndarray], may_cost: float = 0.0
+) -> _Found:
     """One output of one case.
 
-    noisy: those of the runs with random roundings that have the shape of `wanted`
+    noisy:    those of the runs with random roundings that have the shape of `wanted`
+    may_cost: what a narrower format adds to the bound
     """
     if got is None or got.shape != wanted.shape:
         shape = "nothing" if got is None else str(list(got.shape))
@@ -260,5 +288,5 @@ def _found(place: str, wanted: np.ndarray, got: np.ndarray | None, noisy: Sequen
     if expected.exact:
         return _Found(difference.value, 0.0, difference.where, exact=True, undecided=bool(difference.undecided) or not complete)
     noise = math.sqrt(sum(relative_error(wanted, one) ** 2 for one in noisy) / NOISE_RUNS) if complete else math.inf
-    bound = SLACK * noise
+    bound = SLACK * noise + may_cost
     return _Found(difference.value, bound, difference.where, undecided=bound >= 1 and not math.isnan(difference.value))

@@ -39,6 +39,12 @@ def handed_over(port: Path, **expected: str) -> Handoff:
     return handoff
 
 
+def simulated(port: Path) -> None:
+    """The hand-off, compiled by the stand-in and run through AscendCL, against the golden of the port: every gear, fp16 on the 310P included."""
+    verdict = porting.validate(port, device="ascend-sim", require_level="simulated").require()
+    assert verdict.reference == "golden" and verdict.evidence_level == "simulated"
+
+
 def padded_line(text: str, width: int) -> np.ndarray:
     """A drawn line on a white ground of this width."""
     drawn = zoo_inputs.drawn_text(text)
@@ -49,6 +55,7 @@ def test_a_recogniser_with_three_widths(ported: Ported) -> None:
     path = file(OCR[0], OCR[1].format("ch_PP-OCRv4_rec_infer"))
     port = ported("rec_gears", path, "--target", P310, "--dims", "1,48,320; 1,48,480; 1,48,640", "--host-cpu", "aarch64")
     handed_over(port, dynamic_dims="320;480;640", input_shape="x:1,3,48,-1", input_format="ND", host_env_cpu="aarch64")
+    simulated(port)
     listed = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["character"]
     letters = ["", *listed.splitlines(), " "]
     with porting.load(port) as session:
@@ -67,6 +74,7 @@ def test_a_detector_of_text_with_two_sizes(ported: Ported) -> None:
     page = {"x": zoo_inputs.page()}
     port = ported("det_gears", path, "--target", P310, "--batch", "1", "--image-size", "192,384; 384,384", inputs=[page])
     handed_over(port, dynamic_image_size="192,384;384,384", input_shape="x:1,3,-1,-1", input_format="NCHW")
+    simulated(port)
     with porting.load(port) as session:
         (probability,) = session.run(page).values()
     assert abs((probability > 0.3).mean() - 0.173) < 0.01
@@ -77,6 +85,7 @@ def test_a_detector_whose_boxes_are_chosen_on_the_host(ported: Ported) -> None:
     """83 convolutions give boxes and scores; suppressing those that overlap was never in the graph."""
     port = ported("boxes_gears", file("ddddocr", "ddddocr/common_det.onnx"), "--target", A2)
     command = handed_over(port, input_shape="images:1,3,416,416").command
+    simulated(port)
     assert not [name for name, _ in command.options if name.startswith("dynamic")]
 
 
@@ -86,6 +95,7 @@ def test_bert_with_three_lengths(ported: Ported) -> None:
     gears = "batch=3,sequence=16; batch=3,sequence=32; batch=3,sequence=64"
     port = ported("bert_gears", folder, "--target", P310, "--gears", gears, "--host-cpu", "aarch64")
     handed_over(port, dynamic_dims="16,16,16;32,32,32;64,64,64", host_env_cpu="aarch64")
+    simulated(port)
     texts = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."]
     vectors = porting.embed(port, texts)
     np.testing.assert_allclose(vectors @ vectors[0], [1.0, 0.7553, -0.1050], rtol=0, atol=GOLDEN)
@@ -98,6 +108,7 @@ def test_a_recurrent_model_of_sound(ported: Ported) -> None:
     path = file("silero-vad", "silero_vad/data/silero_vad_16k_op15.onnx")
     port = ported("voice_gears", path, "--target", P310, "--gears", "batch=1,sequence=576", "--state", "state=stateN")
     handed_over(port, input_shape="input:1,576;state:2,1,128;sr:", input_format="ND")
+    simulated(port)
     heard = listen(port, zoo_inputs.voice_chunks(8), sr=np.array(16000))
     np.testing.assert_allclose(heard, VOICE, rtol=0, atol=GOLDEN)
 

@@ -24,6 +24,7 @@ from porting.ascend.image_inputs import CONFIG, images_of_port
 from porting.ascend.preprocessing_reference import model_input
 from tests import zoo_inputs
 from tests.model_zoo import file
+from tests.zoo.test_ascend_handoffs import simulated
 
 Ported = Callable[..., Path]
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": 255}
@@ -85,6 +86,7 @@ def test_a_classifier_of_lines_of_text(ported: Ported, tmp_path: Path) -> None:
     options = ("--target", "Ascend310P3", "--dims", "2,48,192", "--preprocessing", pre)
     port = ported("cls_images", path, *options, inputs=[both])
     checks = verdict_of(port)
+    simulated(port)
     assert shares(checks) and max(shares(checks)) < 1
     (handoff,) = handoffs_of(port)
     handoff.verify()
@@ -98,6 +100,12 @@ def test_a_classifier_of_lines_of_text(ported: Ported, tmp_path: Path) -> None:
         for made in (model_input(image, both["x"]), emulated_input(image, both["x"]).astype(np.float32)):
             (found,) = session.run({"x": made}).values()
             assert found.argmax(1).tolist() == [0, 1] and found.max(1).min() > 0.9  # upright, upside down
+    with porting.load(port, "ascend-sim") as session:  # which takes the pixels themselves
+        (found,) = session.run(both).values()
+        assert found.argmax(1).tolist() == [0, 1] and found.max(1).min() > 0.9
+    verdict = porting.validate(port, device="ascend-sim")
+    (behind,) = [c for c in verdict.checks if "relative error" in c.name and "behind AIPP" in c.name]
+    assert 1e-5 < float(str(behind.value)) < float(str(behind.bound)) < 0.1, "fp16 and AIPP's roundings show, and no more"
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +138,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_a_classifier_of_photographs(classifier: tuple[Path, list[dict[str, np.ndarray]]]) -> None:
     port, cases = classifier
     checks = verdict_of(port)
+    simulated(port)
     (share,) = shares(checks)
     assert 0.01 < share < 1
     (largest,) = [check for name, check in checks.items() if "largest element" in name]
