@@ -41,7 +41,7 @@ demo: $(DEMO)/installed $(MODEL)
 ifeq ($(strip $(ARGS)),)
 test: check $(CANN)/installed $(NPU)/installed
 	@echo "== onnxruntime-cann itself, over the simulated CANN"
-	@$(CANN)/bin/python -m pytest -m cann_wheel tests/ascend_wheels
+	@PORTING_PORTS_WITH=$(CURDIR)/$(TEST)/bin/python $(CANN)/bin/python -m pytest -m cann_wheel tests/ascend_wheels
 	@echo "== torch-npu itself, over the simulated CANN"
 	@$(NPU)/bin/python -m pytest -m npu_wheel tests/ascend_wheels
 	@echo "== tests; those marked 'device' need an accelerator and are not run: $(TEST)/bin/python -m pytest -m device"

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from porting.conversion import canonical_graph
+from porting.conversion import MIN_RUNTIME, canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.converters.passes.linear_to_fused import linear_to_fused
 from porting.errors import InputError, OutOfResources
@@ -48,7 +48,7 @@ def canonical_session(checkpoint: Checkpoint) -> Iterator[Session]:
     """The fp32 graph of a checkpoint (a source, or a port read back), as a port in a temporary folder, open on CANONICAL_DEVICE."""
     graph, _ = linear_to_fused(canonical_graph(checkpoint).graph)
     described: dict[str, Any] = {"kind": "canonical", "architecture": "", "target": "cpu", "precision": "fp32"}
-    described |= {"config": {}, "tensors": {}, "passes": [], "min_runtime": {}}
+    described |= {"config": {}, "tensors": {}, "passes": [], "min_runtime": MIN_RUNTIME}
     with ScratchFolder() as folder:
         try:
             port = write_port(graph, Path(folder) / "canonical", described, Source(checkpoint.format, tuple(checkpoint.files)))
