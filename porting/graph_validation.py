@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from porting.branches import Branch, ForcedPort, conditionals_of, folded, folded_check, unreached
-from porting.compiled_precision import COMPILED, compiled_bounds, compiled_in
+from porting.compiled_precision import COMPILED, compiled_bounds, compiled_in, layers_beyond
 from porting.devices import parse_device
 from porting.errors import InputError, RuntimeFailed
 from porting.evidence import evidence_level, placement_check
@@ -100,6 +100,7 @@ def judge_graph(
     gone = folded_check(reference.conditionals, ifs)
     by_values, by_sizes = unreached(reference.conditionals, ifs, [one.run.forced for one in recorded])
     checks += [*([gone] if gone else []), *([_unreached_check(by_values)] if by_values else []), *_checks(measured), *more]
+    checks += layers_beyond(port, device, checks, [{**one.run.steps[0], **one.run.start} for one in able if not one.run.forced])
     undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED]
     return Verdict.from_checks(
         command,

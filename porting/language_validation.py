@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from porting.compiled_precision import COMPILED, compiled_bounds, compiled_in
+from porting.compiled_precision import COMPILED, compiled_bounds, compiled_in, layers_beyond
 from porting.conversion import canonical_graph
 from porting.converters.checkpoints.port import PortCheckpoint
 from porting.errors import InputError
@@ -144,6 +144,7 @@ def judge(
             reference_logits = {case: own[case] for case in found}
             checks.append(fidelity_check(name, reference_logits, found, bound, "the prompt in pieces of this gear"))
         checks += reference_checks(port, reference, logits, bound, computed_in(port, device))
+        checks += layers_beyond(port, device, checks, [{"input_ids": max(cases.values(), key=lambda ids: ids.shape[1])}])
         advance(1)
     return Verdict.from_checks(
         command,

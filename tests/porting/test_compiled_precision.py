@@ -44,6 +44,10 @@ def test_a_port_in_fp16_is_held_to_its_forecast_and_saturates_without_its_except
     assert bare.verdict == "fail" and any(c.verdict == "fail" and "relative error" in c.name for c in bare.checks)
     (worst,) = [c.value for c in bare.checks if "relative error" in c.name]
     assert float(str(worst)) > 100 * float(str(check.value))  # not roundings
+    (named,) = [c for c in bare.checks if c.name == "nodes that fp16 does not hold"]
+    assert (named.verdict, named.value) == ("fail", 3), "the layer between the two products"
+    assert named.where.startswith("scale (Mul, up to ") and "shift (Add, " in named.where and "back (Div, " in named.where
+    assert not [c for c in kept.checks if c.name == named.name], "nothing failed, so nothing is looked for"
 
 
 def test_only_a_device_that_runs_the_compiled_model_is_allowed_more(source: Path, tmp_path: Path) -> None:
