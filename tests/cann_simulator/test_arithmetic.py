@@ -276,3 +276,10 @@ def test_hf32_of_known_numbers():
         *(float(np.float32(v)) for v in shortened(F([1e30, 1e-30]))),
     ]
     assert abs(float(shortened(F([1e30]))[0]) / 1e30 - 1) <= 2**-11
+
+
+def test_hf32_of_what_is_no_number():
+    """Every pattern of NaN stays NaN, that of all ones too, which rounding up would make -0 of; an infinity stays one."""
+    patterns = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000, 0x7F800000, 0xFF800000], np.uint32)
+    found = shortened(patterns.view(np.float32))
+    assert np.isnan(found[:4]).all() and found[4:].tolist() == [np.inf, -np.inf]
