@@ -8,7 +8,7 @@ environment changes. Options after the device's name, beside those of `ascend`:
     devices=N             how many there are; 1
     memory=SIZE           of each, as in 32GiB; default: the smallest board with the SoC
     seed=N, delay_us=N    of the delays of streams; 0, 0: none
-    faults=KIND@N+...     what goes wrong: oom, device-lost, timeout, execute-failed, load-failed at the N-th (for tests)
+    faults=KIND@N+...     what goes wrong: oom, device-lost, timeout, execute-failed, load-failed, device-busy at the N-th
     report=FILE           gets what was not given back
     facts=FILE            what `porting probe` saw: the simulator does as the chip did, soc and cann are those of the file
     precision=P           route om, of an .onnx that has no hand-off: fp32, fp16, bf16, or a value of --precision_mode_v2; no default

@@ -29,6 +29,7 @@ FAULTS: Mapping[str, tuple[str, int]] = {
     "timeout": ("execution", 507012),
     "execute-failed": ("execution", 507011),
     "load-failed": ("load", 545001),
+    "device-busy": ("choice of a device", 507899),  # guessed: documents say EL0005, and no code of AscendCL for it
 }
 
 

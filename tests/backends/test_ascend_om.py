@@ -213,3 +213,13 @@ def test_options_that_cannot_be_meant(options: str, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         open_session(cache(), f"{SIM},{options}")
     assert text in str(caught.value)
+
+
+def test_a_device_that_is_busy_can_be_asked_for_again(tmp_path: Path) -> None:
+    """The code is a guess: the vendor's tables know the case as EL0005 alone."""
+    report = tmp_path / "report.json"
+    with pytest.raises(DeviceUnavailable, match="EL0005: the device or its resources are busy") as caught:
+        open_session(total(), f"{SIM},faults=device-busy@1,report={report}")
+    assert caught.value.exit_code == 3 and left_behind(report) == NOTHING
+    with open_session(total(), SIM) as session:
+        assert session.run({"x": X})["y"][1, 3] == -7

@@ -71,6 +71,7 @@ enum : aclError {
   GE_MEMORY = 245000,
   INTERNAL = 500000,
   RT_LOST = 507010,
+  RT_DRIVER = 507899,  // an internal error of the driver
   RT_EXECUTE = 507011,
   RT_REPORT_TIMEOUT = 507012,
   RT_STREAM_TIMEOUT = 507046,

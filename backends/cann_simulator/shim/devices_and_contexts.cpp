@@ -174,6 +174,7 @@ API aclError aclrtSetDevice(int32_t device) {
   RETURN_IF(require_started());
   RETURN_IF(device_exists(device, RT_DEVICE_ID));
   RETURN_IF(not_lost(device));
+  if (strikes(DEVICE_BUSY, next_choice())) return fail(RT_DRIVER, "EL0005: the device or its resources are busy: a fault that was asked for");
   std::lock_guard<std::mutex> lock(guarding);
   Device& entry = devices[device];
   if (!entry.primary) entry.primary = new_context(device, true);

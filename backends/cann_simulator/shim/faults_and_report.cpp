@@ -17,7 +17,7 @@ struct Texts {
   ~Texts() { over = true; }
 };
 thread_local Texts texts;
-std::atomic<uint64_t> executions{0}, loads{0};
+std::atomic<uint64_t> executions{0}, loads{0}, choices{0};
 
 struct Leak {
   std::string kind;
@@ -72,6 +72,7 @@ bool strikes(FaultKind kind, uint64_t nth) {
 
 uint64_t next_execution() { return ++executions; }
 uint64_t next_load() { return ++loads; }
+uint64_t next_choice() { return ++choices; }
 
 aclError due_fault(int device, const char* doing) {
   uint64_t nth = next_execution();

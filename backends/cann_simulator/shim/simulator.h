@@ -22,7 +22,7 @@
 namespace sim {
 
 // ---- faults_and_report.cpp: what goes wrong, what is said of it, what is left over ---------------------------------
-enum FaultKind { OUT_OF_MEMORY, DEVICE_LOST, TIMEOUT, EXECUTE_FAILED, LOAD_FAILED };
+enum FaultKind { OUT_OF_MEMORY, DEVICE_LOST, TIMEOUT, EXECUTE_FAILED, LOAD_FAILED, DEVICE_BUSY };
 struct Settings {
   std::string soc, cann, report, trace;
   uint32_t devices = 1;
@@ -38,6 +38,7 @@ void trace(const char* format, ...) __attribute__((format(printf, 1, 2)));
 bool strikes(FaultKind kind, uint64_t nth);         // whether a fault is due at the nth
 uint64_t next_execution();                          // numbers the executions, from 1
 uint64_t next_load();
+uint64_t next_choice();  // of a device
 void count_leak(const char* kind, size_t count, size_t bytes);
 std::string report_text(bool finalised);
 
