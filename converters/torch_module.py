@@ -16,7 +16,7 @@ from porting.errors import InputError, UsageError, nearest
 from porting.scratch import ScratchFolder
 from porting.types import Graph, Limit, TensorSpec
 
-from .torch_calls import CallPlan, array_from_tensor, tensor_from_array, unique
+from .torch_calls import CallPlan, array_from_tensor, flat_outputs, tensor_from_array, unique
 from .torch_capture import Dynamic
 from .torch_checks import (
     require_cpu,
@@ -28,6 +28,7 @@ from .torch_examples import bound_examples, example_to_export, free_sizes
 from .torch_export import Exported, export_module
 from .torch_factory import module_from_factory, require_torch
 from .torch_fastpath import require_same_without_fast_path
+from .torch_frames import printing_to_stderr
 from .torch_memory import memory_of, require_unchanged
 from .torch_weights import Loaded, load_weights
 
@@ -68,6 +69,19 @@ class TorchOriginal:
                 next="what a module returns may not depend on its inputs",
             )
         return {self._outputs[name]: array_from_tensor(tensor) for name, tensor in result.items()}
+
+    @property
+    def module(self) -> Any:
+        """What is called. A backend may move it to its device."""
+        return self._function
+
+    def outputs(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As `run`, of tensors that lie where the module does. raises: what the module raises"""
+        import torch
+
+        with torch.inference_mode(), printing_to_stderr():
+            result = dict(flat_outputs(self._plan.call(self._function, dict(tensors)), self._what))
+        return {self._outputs[name]: tensor for name, tensor in result.items() if name in self._outputs}
 
     def close(self) -> None:
         """Nothing is held."""

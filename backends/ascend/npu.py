@@ -3,7 +3,7 @@
 A port holds the model as ONNX; this route runs the model that it was made from, to tell a fault of the conversion from one of the device:
 
     causal-lm, encoder    transformers' own class, every parameter set from the checkpoint as our readers decode it
-    graph                 not covered: a port does not hold the Python code of its module
+    graph                 the torch module itself, from the factory that made it; without state
 
 What torch_npu does unasked (measured with torch-npu 2.13.0 over a simulated CANN), and what is done about it:
 
@@ -18,6 +18,7 @@ What torch_npu does unasked (measured with torch-npu 2.13.0 over a simulated CAN
 Options after the device's name (`ascend:0,route=npu,precision=fp32,source=PATH`):
 
     source=PATH                  the checkpoint that the port was made from: its files are hashed and compared with port.json
+    model=PACKAGE.MODULE:FACTORY in its place, of a torch module, with weights=FILE where it was made with them; hashed and compared too
     precision=fp32|fp16|bf16     of the parameters and of what is computed; no default
 """
 
@@ -26,14 +27,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from porting.backends.ascend.npu_setup import installation, open_device
-from porting.backends.ascend.npu_source import LANGUAGE_MODEL, source_of
+from porting.backends.ascend.npu_source import GRAPH, LANGUAGE_MODEL, kind_of, source_of
 from porting.devices import Device, require_known_options
 from porting.errors import DeviceUnavailable, UsageError, nearest
 from porting.types import Availability, BackendSession, Program
 from porting.worker import WorkerSession, in_worker
 
 ROUTE = "npu"
-OPTIONS = ("route", "source", "precision")
+OPTIONS = ("route", "source", "model", "weights", "precision")
 PRECISIONS = ("fp32", "fp16", "bf16")
 WHERE = "--device ascend,route=npu"
 
@@ -51,11 +52,14 @@ def prepare(program: Program, options: Mapping[str, str]) -> BackendSession:
     """
     require_known_options("ascend", options, OPTIONS)
     precision = _precision(options)
-    if "source" not in options:
+    kind = kind_of(program)
+    needed, other = ("model", "source") if kind == GRAPH else ("source", "model")
+    if needed not in options or other in options or (kind != GRAPH and "weights" in options):
+        value = "PACKAGE.MODULE:FACTORY" if kind == GRAPH else "CHECKPOINT"
         raise UsageError(
-            "route=npu runs the model that the port was made from, and needs source=PATH",
+            f"route=npu runs the model that the port was made from: a port of kind {kind} needs {needed}=, and no {other}=",
             where=WHERE,
-            next=f"{WHERE},precision={precision},source=CHECKPOINT",
+            next=f"{WHERE},precision={precision},{needed}={value}",
         )
     available = probe()
     if not available.usable:
@@ -69,8 +73,12 @@ def prepare(program: Program, options: Mapping[str, str]) -> BackendSession:
 def prepare_here(program: Program, options: Mapping[str, str]) -> BackendSession:
     """As `prepare`, in this process, whose environment becomes the session's. raises: as `prepare`"""
     from porting.backends.ascend.npu_encoder import open_encoder
+    from porting.backends.ascend.npu_graph import open_module
     from porting.backends.ascend.npu_language import open_language_model
 
+    if kind_of(program) == GRAPH:
+        device = open_device(options, _precision(options))  # first: whatever imports torch
+        return open_module(program, options["model"], options.get("weights"), device)
     found = source_of(program, options["source"])
     device = open_device(options, _precision(options))
     if found.kind == LANGUAGE_MODEL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from porting.backends.ascend.om_files import port_of
 from porting.errors import PortError, UsageError
 from porting.port_folder import MANIFEST, read_manifest, sha256_of
 from porting.port_sources import names_of
-from porting.types import Checkpoint, Program
+from porting.types import Checkpoint, GraphSource, Program, is_graph
 
 LANGUAGE_MODEL = "causal-lm"
-KINDS = (LANGUAGE_MODEL, "encoder")
+GRAPH = "graph"  # of a torch module
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,20 @@ class PortSource:
     checkpoint: Checkpoint
 
 
-def source_of(program: Program, path: str) -> PortSource:
-    """
-    path:   the option source=
-    raises: PortError (no port, another source), UsageError (a kind that is not covered), InputError, CheckpointError
-    """
-    from porting.converters.checkpoints.open import open_checkpoint
+def kind_of(program: Program) -> str:
+    """What the port of a program is. raises: PortError (no port), UsageError (a kind that is not covered)"""
+    port, manifest = _manifest_of(program)
+    kind = str(manifest["kind"])
+    if kind not in (LANGUAGE_MODEL, "encoder", GRAPH) or (kind == GRAPH and manifest["source"].get("format") != "torch"):
+        raise UsageError(
+            f"route=npu runs models in torch, and this port was made from {manifest['source'].get('format', 'another format')}",
+            where=str(port),
+            next="use route=om or route=cann",
+        )
+    return kind
 
+
+def _manifest_of(program: Program) -> tuple[Path, dict[str, Any]]:
     port = port_of(program)
     if port is None:
         raise PortError(
@@ -39,30 +47,48 @@ def source_of(program: Program, path: str) -> PortSource:
             where="route npu",
             next="run the .onnx with route=om or route=cann",
         )
-    manifest = read_manifest(port / MANIFEST)
-    kind = str(manifest["kind"])
-    if kind not in KINDS:
-        raise UsageError(
-            f"route=npu covers ports of kind {' and '.join(KINDS)}, and this one is a {kind}: a port does not hold the code of its module",
-            where=str(port),
-            next="use route=om or route=cann",
-        )
+    return port, read_manifest(port / MANIFEST)
+
+
+def module_of(program: Program, model: str, weights: str | None) -> GraphSource:
+    """The torch module of a port, as its factory makes it; exported once more, to know its inputs and outputs by their names.
+
+    model, weights: the options of these names
+    raises:         PortError (no port, other files), and as `open_source`
+    """
+    from porting.sources import open_source
+
+    port, manifest = _manifest_of(program)
+    found = open_source(model=model, weights_file=weights, input_specs=program.inputs)
+    assert is_graph(found)
+    _require_same_files(manifest["source"], found.files, port)
+    return found
+
+
+def source_of(program: Program, path: str) -> PortSource:
+    """
+    path:   the option source=
+    raises: PortError (no port, another source), InputError, CheckpointError
+    """
+    from porting.converters.checkpoints.open import open_checkpoint
+
+    port, manifest = _manifest_of(program)
     checkpoint = open_checkpoint(path)
-    _require_same_files(manifest["source"], checkpoint, port)
-    return PortSource(kind, str(manifest["architecture"]), checkpoint)
+    _require_same_files(manifest["source"], checkpoint.files, port)
+    return PortSource(str(manifest["kind"]), str(manifest["architecture"]), checkpoint)
 
 
-def _require_same_files(recorded: dict[str, Any], checkpoint: Checkpoint, port: Path) -> None:
+def _require_same_files(recorded: dict[str, Any], files: Sequence[Path], port: Path) -> None:
     """raises: PortError naming the first file that differs"""
     wanted = {str(entry["name"]): str(entry["sha256"]) for entry in recorded.get("files", [])}
-    given = {name: file for file, name in names_of(checkpoint.files).items()}
+    given = {name: file for file, name in names_of(files).items()}
     missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
     if missing or extra or not wanted:
         parts = [f"{', '.join(missing[:3])} missing"] * bool(missing) + [f"{', '.join(extra[:3])} not of the port"] * bool(
             extra
         )
         raise PortError(
-            f"source= is not what the port was made from: {'; '.join(parts) or 'the port names no files'}",
+            f"this is not what the port was made from: {'; '.join(parts) or 'the port names no files'}",
             where=str(port / MANIFEST),
             next="name the checkpoint itself; `porting port` again makes a port of another",
         )

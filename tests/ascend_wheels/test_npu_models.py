@@ -117,6 +117,7 @@ def test_two_threads_on_one_model(made: Path) -> None:
     [
         ("ascend-sim,route=npu,source={0}/BertModel", UsageError, 2, "needs precision="),
         ("ascend-sim,route=npu,precision=fp32", UsageError, 2, "needs source="),
+        ("ascend-sim,route=npu,precision=fp32,source={0}/BertModel,weights=x", UsageError, 2, "needs source="),
         ("ascend-sim,route=npu,precision=int8,source={0}/BertModel", UsageError, 2, "no precision=int8"),
         ("ascend-sim,route=npu,precision=fp32,threads=2,source={0}/BertModel", UsageError, 2, "no option 'threads'"),
         ("ascend-sim,route=npu,precision=fp32,source={0}/LlamaForCausalLM", PortError, 2, "SHA-256 differs"),
@@ -144,8 +145,55 @@ def test_a_graph_without_its_python_code_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "m.onnx").write_bytes(cann_models.matmul())
     porting.convert(tmp_path / "m.onnx", tmp_path / "m.port")
-    with pytest.raises(UsageError, match="covers ports of kind causal-lm and encoder"):
+    with pytest.raises(UsageError, match="runs models in torch, and this port was made from onnx"):
         open_session(porting.load(tmp_path / "m.port").program, f"{SIM},source={tmp_path / 'm.onnx'}")
+
+
+NETS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 5)
+
+    def forward(self, image, mask):
+        x = torch.relu(self.norm(self.conv(image)))
+        return torch.softmax(self.head(x.mean((2, 3))), -1), x.amax((2, 3)).masked_fill(mask, 0)
+
+def make():
+    return Net().eval()
+"""
+NET = """
+import nets, torch
+from porting.cli import main
+torch.manual_seed(0)
+torch.save(nets.make().state_dict(), "net.pth")
+inputs = ["--input", "image: float32[n, 3, 9, 9]", "--input", "mask: bool[n, 8]"]
+try:
+    main(["port", "--model", "nets:make", "--weights", "net.pth", *inputs, "-o", "net.port", "--quiet"])
+except SystemExit as end:
+    tell(end.code or 0)
+"""
+
+
+def test_a_torch_module_by_its_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    assert told(NET) == 0
+    where = f"{SIM},model=nets:make,weights=net.pth"
+    verdict = porting.validate("net.port", device=where, require_level="simulated").require()
+    assert [c.name for c in verdict.checks if "output_0" in c.name] and verdict.reference == "golden"
+    half = porting.validate("net.port", device=where.replace("fp32", "fp16"))
+    errors = [float(str(c.value)) for c in half.checks if c.name.startswith("relative error of")]
+    assert half.verdict == "fail" and all(1e-5 < error < 1e-2 for error in errors), "it is computed in fp16"
+    with pytest.raises(PortError, match=r"net\.pth missing"):
+        porting.validate("net.port", device=f"{SIM},model=nets:make")
+    (tmp_path / "nets.py").write_text(NETS.replace("relu", "tanh"))
+    with pytest.raises(PortError, match="SHA-256 differs"):
+        porting.validate("net.port", device=where)
+    with pytest.raises(UsageError, match="needs model="):
+        porting.validate("net.port", device=f"{SIM},source=net.pth")
 
 
 @pytest.mark.slow
