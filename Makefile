@@ -45,7 +45,7 @@ test: check $(CANN)/installed $(NPU)/installed
 	@echo "== torch-npu itself, over the simulated CANN"
 	@$(NPU)/bin/python -m pytest -m npu_wheel tests/ascend_wheels
 	@echo "== tests; those marked 'device' need an accelerator and are not run: $(TEST)/bin/python -m pytest -m device"
-	@$(TEST)/bin/python -m pytest -m "$(ELSEWHERE)" -n $(JOBS) --dist worksteal
+	@$(TEST)/bin/python -m pytest -m "$(ELSEWHERE)" -n $(JOBS) --dist worksteal --durations=20 --durations-min=10
 else
 test: $(TEST)/installed
 	@$(TEST)/bin/python -m pytest $(ARGS)

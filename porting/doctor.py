@@ -157,4 +157,12 @@ def _problems(packages: dict[str, str | None], owners: list[str], devices: list[
     if not any(device["usable"] for device in devices if device["name"] != "null"):
         cpu = next(device for device in devices if device["name"] == "cpu")
         problems.append({"what": f"no device is usable; cpu: {cpu['reason']}", "next": cpu["next"]})
+    ascend = next((device for device in devices if device["name"] == "ascend"), None)
+    if packages.get("torch-npu") and ascend is not None and not ascend["usable"]:
+        problems.append(
+            {
+                "what": "torch-npu is installed and CANN is not: torch and transformers import it, and fail here outside of --device ascend-sim",
+                "next": "keep torch-npu in an environment of its own, and port and compare with upstream in another",
+            }
+        )
     return problems

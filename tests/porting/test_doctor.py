@@ -98,3 +98,13 @@ def test_owners_are_those_that_hold_the_folder(tmp_path: Path, monkeypatch: pyte
         "onnxruntime-cann": "1.2",
         "numpy-that-is-not": None,
     }
+
+
+def test_torch_npu_without_cann_is_a_problem() -> None:
+    """`import torch` imports it, and fails."""
+    packages: dict[str, str | None] = {**dict.fromkeys(doctor.BASE, "1"), "torch-npu": "2.13.0"}
+    devices = [{"name": name, "usable": usable, "crashed": False} for name, usable in (("ascend", False), ("cpu", True))]
+    (found,) = doctor._problems(packages, [], devices)
+    assert "torch-npu is installed and CANN is not" in found["what"] and "environment of its own" in found["next"]
+    assert not doctor._problems(packages, [], [{**devices[0], "usable": True}, devices[1]])
+    assert not doctor._problems({**packages, "torch-npu": None}, [], devices)
