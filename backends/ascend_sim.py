@@ -105,6 +105,8 @@ class AscendSimBackend:
         if "facts" in options:
             found = read_facts(options["facts"])
             chosen = {**{"soc": found.soc, "cann": found.cann}, **chosen, "facts": str(Path(options["facts"]).absolute())}
+        if "report" in options and not Path(options["report"]).absolute().parent.is_dir():
+            raise UsageError(f"report={options['report']} has no folder to be written in", where="device ascend-sim")
         for name in ("soc", "cann", "report"):
             if name in options:
                 chosen[name] = options[name]

@@ -146,6 +146,7 @@ def test_what_the_rules_refuse_the_compiler_refuses() -> None:
         ("faults=flood@1", "unknown fault 'flood'"),
         ("devices=0", "whole number from 1"),
         ("cann=1.0", "1.0"),
+        ("report=/nowhere/at/all.json", "has no folder to be written in"),
     ],
 )
 def test_machines_that_cannot_be_meant(options: str, text: str) -> None:
