@@ -255,7 +255,23 @@ def test_what_asks_for_a_size_that_values_decide_depends_on_values(nodes: list[o
 )
 def test_an_estimate_decides_where_both_its_ends_do(least: float | None, most: float, held: str) -> None:
     found = Difference(most, "y", least=least)
-    assert _decide(False, found, 1e-4, 0.0) == (held, 1e-4)
+    assert _decide(False, found, 1e-4, 0.0, 0.0) == (held, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("noise", "may_cost", "error", "expected"),
+    [
+        (1e-5, 0.03, 0.02, ("pass", 0.03)),  # what a narrower format costs is no sign of a graph that is ill-conditioned
+        (1e-5, 0.03, 0.04, ("fail", 0.03)),
+        (1e-4, 1e-5, 2e-4, ("fail", 1e-4)),  # and allows nothing where the graph's own noise is more
+        (0.05, 0.03, 0.02, ("undecided", 0.05)),
+        (0.05, 0.0, 0.06, ("fail", 0.05)),
+    ],
+)
+def test_what_a_format_costs_is_allowed_beside_the_noise(
+    noise: float, may_cost: float, error: float, expected: tuple[str, float]
+) -> None:
+    assert _decide(False, Difference(error, "y"), noise, may_cost, 0.0) == expected
 
 
 def test_an_estimate_astride_the_bound_ends_in_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
