@@ -71,4 +71,11 @@ def test_a_line_that_is_no_machine_is_refused(line):
 
 
 def test_the_shim_counts_faults_in_the_order_of_the_table():
-    assert tuple(FAULTS) == ("oom", "device-lost", "timeout", "execute-failed", "load-failed", "device-busy")  # enum FaultKind of simulator.h
+    assert tuple(FAULTS) == (
+        "oom",
+        "device-lost",
+        "timeout",
+        "execute-failed",
+        "load-failed",
+        "device-busy",
+    )  # enum FaultKind of simulator.h
