@@ -135,9 +135,11 @@ def with_arithmetic(
         _require_opset(graph.proto, form)
         nodes = [node for _, node in nodes_of(graph.proto.graph)]
         kept = in_float | {n.name for n in nodes if _is_kept(n, name, stored, exceptions, soc)}
-        changed = rounded(graph.proto, types, Rounding(FORMATS[form], kept, saturates))
+        # weights are clipped where a mode makes them narrower; a Cast that is in the graph is none of the mode's
+        narrows = name not in AS_THEY_ARE or bool(exceptions.custom)
+        changed = rounded(graph.proto, types, Rounding(FORMATS[form], kept, saturates, clips and narrows))
         graph.proto = changed.model
-        _round_weights(graph, FORMATS[form], clips or saturates)
+        _round_weights(graph, FORMATS[form], saturates or (clips and narrows))
     if name == "cube_fp16in_fp32out":
         cube = [n for _, n in nodes_of(graph.proto.graph) if n.op_type in CUBE_OPERATORS and stored.get(n.name) is None]
         _require_opset(graph.proto, "fp16")

@@ -90,7 +90,8 @@ class Loaded(Described):
         """
         if len(inputs) not in (len(self._fed), len(self.inputs)):
             raise Refused(INPUT_MISMATCH, f"E13025: {len(inputs)} inputs, and the model has {len(self.inputs)}", True)
-        shapes = self._shapes(gear)
+        chosen = self._chosen(gear)
+        shapes = None if chosen is None else chosen.inputs
         feeds = {}
         for place, spec in enumerate(self._fed):
             array = _as_input(inputs[place], spec, None if shapes is None else shapes[place])
@@ -100,18 +101,20 @@ class Loaded(Described):
             if wanted is not None:  # None: an input that nothing reads was left out of the graph
                 feeds[spec.name] = array.astype(wanted, copy=False)
         found = self._computed(feeds)
+        for place, (array, spec) in enumerate(zip(found, self.outputs, strict=True)):
+            require_sized(array, spec.dims if chosen is None else chosen.outputs[place], spec.name)
         return [self._stored(array, spec) for array, spec in zip(found, self.outputs, strict=True)]
 
-    def _shapes(self, gear: int | None) -> tuple[tuple[int, ...], ...] | None:
+    def _chosen(self, gear: int | None) -> Gear | None:
         if not self.gears:
             if gear is not None:
                 raise Refused(NO_GEARS, "E10040: the model was compiled without gears", True)
             return None
         if gear is None:
-            return max(self.gears, key=lambda one: sum(math.prod(dims) for dims in one.inputs)).inputs
+            return max(self.gears, key=lambda one: sum(math.prod(dims) for dims in one.inputs))
         if not 0 <= gear < len(self.gears):
             raise Refused(NOT_A_GEAR, f"E13025: the model has {len(self.gears)} gears, and no number {gear}", True)
-        return self.gears[gear].inputs
+        return self.gears[gear]
 
     def _computed(self, feeds: Mapping[str, Any]) -> list[np.ndarray]:
         try:
@@ -134,6 +137,15 @@ class Loaded(Described):
             )
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(dtype)
+
+
+def require_sized(array: np.ndarray, dims: Sequence[int], name: str) -> None:
+    """A device writes as much as a model was compiled for. dims: -1 where nobody knows. raises: Refused where something else came out"""
+    known = tuple(dims) == (-1,) or (
+        len(dims) == array.ndim and all(d in (-1, n) for d, n in zip(dims, array.shape, strict=True))
+    )
+    if not known:
+        raise Refused(CORE_FAILED, f"EZ9999: {name[:200]!r} is compiled as {list(dims)}, and {list(array.shape)} came out")
 
 
 def _gear_spec(gears: Sequence[Gear], kind: str) -> list[IoSpec]:

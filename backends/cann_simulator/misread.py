@@ -207,6 +207,8 @@ UNDEFINED: Mapping[str, str] = {
     "cast-undefined": "it is cast to a dtype that the graph engine does not have",
     "constant-form": "the constant is empty",
     "dropout-mask": "nothing makes the mask",
+    "average-pool-ceil-window": "a window lies in padding alone",
+    "max-pool-ceil-window": "a window lies in padding alone",
 }
 # of the graph as a whole
 OF_GRAPHS = ("input-default", "input-unranked")

@@ -4,6 +4,8 @@ What a file declares about its inner values is often stale (a batch of 1 that wa
 shape of an inner value is never believed, only that of an input, which the runtime enforces; names of dimensions are kept, no pass here
 concludes anything from them. A declared type is believed where the producer is unknown to ONNX (contrib operators).
 
+Pools with ceil_mode below opset 22 have the windows that runtimes compute, see pool_windows.py.
+
 An output keeps its declared dimensions unless they are shown to be wrong or can be told more exactly.
 
 Weights are not read: all but small ones stand in the model that is inferred as names with a type and a shape.
@@ -17,6 +19,7 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
+from .pool_windows import write_counts
 from .rewriting import ModelPass, bodies_in, bodies_of, shape_of
 
 READ_BYTES = 1024  # a shape, axes or sizes that inference has to know the numbers of
@@ -100,11 +103,17 @@ def _infer_into(model: ir.Model) -> None:
     for value, tensor in zip(weights, tensors, strict=True):
         value.const_value = tensor
     try:
-        proto = shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+        inferred = _inferred(proto)
+        while write_counts(proto, inferred):  # a pool may read another
+            inferred = _inferred(proto)
     except shape_inference.InferenceError:
         return
     symbols = {d.value for v in model.graph.inputs for d in v.shape or () if not isinstance(d, int)}
-    _take_over(model.graph, proto.graph, symbols)
+    _take_over(model.graph, inferred.graph, symbols)
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
 
 
 def _stand_in(value: ir.Value) -> ir.TensorProtocol | None:

@@ -50,6 +50,7 @@ NEAREST = 'mode = "nearest", nearest_mode = "{}"'
 CEIL = NEAREST.format("round_prefer_ceil")
 CUBIC = 'mode = "cubic"'
 K2, K3 = "kernel_shape = [2, 2]", "kernel_shape = [3, 3]"
+PAST_THE_END = f"{K2}, strides = [2, 2], pads = [0, 0, 1, 1]"  # of 8: a fifth window would read padding alone
 CONV_3D = "(float[1,2,4,4,4] x, float[2,2,3,3,3] w)"
 NORMALISED = "(float[1,2,4,4] x, float[2] s, float[2] b, float[2] m, float[2] v)"
 STATISTICS = {"s": [1, 2], "b": [0, 1], "m": [0, 0], "v": [1e-4, 1e-4]}
@@ -111,6 +112,8 @@ POOLS: Mapping[str, Pair] = {
         "AveragePool", f"{K2}, count_include_pad = 1, pads = [0, 0, 1, 1]", f"{K2}, pads = [0, 0, 1, 1]"
     ),
     "average-pool-ceil": _pool("AveragePool", f'{K2}, ceil_mode = 1, auto_pad = "VALID"', f"{K2}, ceil_mode = 1"),
+    "average-pool-ceil-window": _pool("AveragePool", f"{PAST_THE_END}, ceil_mode = 1", PAST_THE_END),
+    "max-pool-ceil-window": _pool("MaxPool", f"{PAST_THE_END}, ceil_mode = 1", PAST_THE_END),
     "pool-width": (*_pool("AveragePool", K2, K2, "(float[1,1,4,4097] x)")[:1], _pool("AveragePool", K2, K2)[0]),
     "pool-window": _pool("AveragePool", "kernel_shape = [17, 16]", "kernel_shape = [16, 16]", "(float[1,1,20,20] x)"),
     "lp-pool": _pool("LpPool", f"{K3}, strides = [2, 2], ceil_mode = 1", f"{K3}, strides = [2, 2]"),

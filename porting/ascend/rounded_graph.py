@@ -48,12 +48,14 @@ class Rounding:
     form:      the narrower format
     keep:      names of nodes that compute and store in float32
     saturates: whether what is too large becomes the largest number and NaN becomes 0; else it becomes Inf
+    clips:     whether constants become the largest number too; else only where `saturates`
     ranged:    False: only the significand is shortened, as if the format had float32's range
     """
 
     form: Format
     keep: frozenset[str] = frozenset()
     saturates: bool = False
+    clips: bool = True
     ranged: bool = True
 
 
@@ -176,7 +178,7 @@ class _Rewriting:
         if not self.rounding.ranged:
             return chain.shortened(source, self.rounding.form)
         constant = source.removeprefix(f"{PREFIX}wide/") not in self.valued
-        if constant or self.rounding.saturates:
+        if (constant and self.rounding.clips) or self.rounding.saturates:
             source = chain.add("Where", [chain.add("IsNaN", [source]), f"{PREFIX}zero", source])
             source = chain.add("Min", [chain.add("Max", [source, f"{PREFIX}lowest"]), f"{PREFIX}highest"])
         chain.there_and_back(source, self.rounding.form, target)

@@ -11,6 +11,7 @@ import numpy as np
 
 from porting.ascend.graph_facts import BodyFacts, GraphFacts, NodeFacts, ValueFacts
 from porting.ascend.operators import registered_opsets
+from porting.converters.passes.pool_windows import axes_of
 
 # Einsum equations that Huawei's operator page lists (CANN 9.0, atlasoxol_09_0052), letters in the order in which they appear
 PUBLISHED_EQUATIONS = """
@@ -190,6 +191,18 @@ def large_window(node: NodeFacts) -> str | None:
     return f"window {list(window)}, strides {list(strides)}" if large else None
 
 
+def window_in_padding(node: NodeFacts) -> str | None:
+    """A pool with ceil_mode that has, or at some size has, a window that reads nothing but padding."""
+    x, axes = _input(node, 0), axes_of(node.attributes)
+    for i, axis in enumerate(axes or ()):
+        size = None if x is None else _dim(x, i + 2)
+        if size is None and axis.may_drop():
+            return f"axis {i + 2} of an unknown size, {axis.end} of padding behind"
+        if size is not None and axis.kept(size) != axis.counted(size):
+            return f"axis {i + 2}: {axis.counted(size)} windows are counted, {axis.kept(size)} read the input"
+    return None
+
+
 def not_of_rank_four(node: NodeFacts) -> str | None:
     rank = _rank(node)
     return f"rank {rank}" if rank not in (None, 4) else None
@@ -328,6 +341,7 @@ OF_NODES: Mapping[str, Callable[[NodeFacts], str | None]] = {
         conv_beyond_its_page,
         wider_than_documented,
         large_window,
+        window_in_padding,
         not_of_rank_four,
         even_size,
         fewer_than_three_inputs,

@@ -72,7 +72,9 @@ class Sizes:
     def follow(self, node: ir.Node) -> bool:
         """Take a node in, those of its bodies before it; whether it makes a size that hangs on numbers."""
         fixed = all(_is_fixed(v) for v in node.outputs)
-        made = not fixed and not node.domain and self._makes(node)
+        bodies = any(a.type.name == "GRAPH" for a in node.attributes.values())
+        # what an output of the graph declares is no size that a compiler finds, whose inference reads numbers alone
+        made = not node.domain and not (fixed and bodies) and self._makes(node)
         if made or (not fixed and any(v in self.unsized for v in node.inputs if v is not None)):
             self.unsized.update(node.outputs)
         self._pass_on(node, made)
@@ -86,7 +88,7 @@ class Sizes:
         read = [v for v in node.inputs if v is not None] + [v for body in bodies for v in body.outputs]
         makers = own.union(*(self.makers.get(v, ()) for v in read))
         for value in node.outputs if makers else ():
-            if not (_is_fixed(value) or (not own and self._is_named(value))):
+            if own or not (_is_fixed(value) or self._is_named(value)):
                 self.makers[value] = makers
 
     def _is_named(self, value: ir.Value) -> bool:

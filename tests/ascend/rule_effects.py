@@ -19,7 +19,8 @@ EFFECTS: dict[str, str] = {
         lstm-layout lstm-activations lstm-clip gru-layout gru-activations gru-clip lstm-input-forget gru-reset resize-nearest
         resize-nearest-space resize-cubic-coefficient resize-exclude-outside resize-crop resize-antialias resize-axes
         resize-aspect-ratio pad-axes reduce-axes negative-indices scatter-nd-reduction constant-form batch-norm-epsilon
-        dropout-mask dropout-training softmax-axis average-pool-same-lower average-pool-dilations lp-pool lp-pool-dilations
+        dropout-mask dropout-training softmax-axis average-pool-same-lower average-pool-dilations
+        average-pool-ceil-window max-pool-ceil-window lp-pool lp-pool-dilations
     """,
     "ai_cpu": """
         double pool-window

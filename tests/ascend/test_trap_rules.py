@@ -12,6 +12,7 @@ from porting.converters.passes.ascend.tables import PASSES, lower_for_ascend
 from porting.types import Graph
 from tests.ascend.lowering_checks import read
 
+PAST_THE_END = "ceil_mode=1, kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1]"
 IMAGE, WORDS = "float[1, 2, 4, 4] x", "float[3, 4] x"
 GRU = "GRU<hidden_size=2, linear_before_reset=1>(s, w3, r3)"
 # rule -> (inputs, opset, node)
@@ -53,6 +54,8 @@ MENDED = {
     "selu": (WORDS, 17, "Selu<alpha=1.5>(x)"),
     "average-pool-same-lower": (IMAGE, 17, 'AveragePool<auto_pad="SAME_LOWER", kernel_shape=[2, 2]>(x)'),
     "average-pool-count-pad": (IMAGE, 17, "AveragePool<count_include_pad=1, kernel_shape=[3, 3], pads=[1, 1, 1, 1]>(x)"),
+    "average-pool-ceil-window": (IMAGE, 17, f"AveragePool<{PAST_THE_END}>(x)"),
+    "max-pool-ceil-window": (IMAGE, 17, f"MaxPool<{PAST_THE_END}>(x)"),
     "conv-bare": (IMAGE, 17, "Conv(x, kernel)"),
     "conv-3d-pad": ("float[1, 2, 4, 4, 4] x", 17, 'Conv<auto_pad="SAME_UPPER", kernel_shape=[1, 2, 2]>(x, kernel5)'),
     "conv-transpose-kernel": (IMAGE, 17, "ConvTranspose(x, kernel)"),
@@ -68,6 +71,7 @@ LEFT = {
     "mod-fmod": (WORDS, 17, "Mod<fmod=1>(x, half)"),
     "gru-reset": ("float[t, n, 4] s", 17, GRU),
     "resize-nearest": (IMAGE.replace("4, 4", "h, w"), 17, "Resize(x, , odd)"),
+    "max-pool-ceil-window": (IMAGE.replace("4, 4", "h, w"), 17, f"MaxPool<{PAST_THE_END}>(x)"),
     "gather-nd-batch": ("float[3, n] x, int64[n, 1] i", 17, "GatherND<batch_dims=1>(x, i)"),
     "conv-transpose-kernel": ("float[1, 2, 4, 4] x, float[2, 3, a, b] k", 17, "ConvTranspose(x, k)"),
 }

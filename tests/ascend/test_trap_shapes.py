@@ -147,6 +147,12 @@ def test_expand_to_what_is_known_is_by_a_constant(free: bool) -> None:
     assert free or only(lowered, "Expand").inputs[1].const_value.numpy().tolist() == [4, 3]
 
 
+def test_expand_to_what_is_fed_stays() -> None:
+    """Its declared shape is that of one feed of many."""
+    graph = read("(float[1, 3] x, int64[2] s) => (float[4, 3] y) { y = Expand(x, s) }", 18)
+    require_lowered(expand_constant, graph, {"x": random(1, 3), "s": ints(2, 3)}, changes=0)
+
+
 @FEW
 @given(SIZES, st.booleans(), st.data())
 def test_pads_are_of_all_axes(sizes: list[int], fed: bool, data: st.DataObject) -> None:

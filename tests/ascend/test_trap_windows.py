@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from porting.converters.passes.ascend.avg_pool import avg_pool
 from porting.converters.passes.ascend.conv_kernel_shape import conv_kernel_shape
 from porting.converters.passes.ascend.conv_transpose import conv_transpose
 from porting.converters.passes.ascend.max_pool_indices import max_pool_indices
+from porting.converters.passes.ascend.pool_windows import pool_windows
+from porting.converters.passes.pool_windows import Axis
 from porting.types import Graph
 from porting.weights import array_stream, stream_of, tensors_of
 from tests.ascend.lowering_checks import read, require_lowered
@@ -179,3 +181,41 @@ def test_weights_of_a_sequence_stay_a_stream() -> None:
     assert value is not None and stream_of(value.const_value) is not None
     assert value.const_value is not None and np.array_equal(value.const_value.numpy(), weights[:, :, None, :])
     assert run(whole(lowered), {"x": random(1, 2, 4)})[0].shape == (1, 3, 11)
+
+
+@FEW
+@given(
+    st.lists(
+        st.tuples(*[st.integers(1, 9), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2), st.integers(0, 2)]),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from(["MaxPool", "AveragePool"]),
+    st.sampled_from([0, 1]),
+)
+def test_no_window_is_left_that_reads_padding_alone(axes: Any, op: str, count: int) -> None:
+    sizes, kernel, strides, begins, ends = (list(t) for t in zip(*axes, strict=True))
+    assume(all(b < k and e < k and n + b + e >= k for n, k, _, b, e in axes))
+    attributes: dict[str, Any] = {"ceil_mode": 1, "kernel_shape": kernel, "strides": strides, "pads": begins + ends}
+    if op == "AveragePool":
+        attributes["count_include_pad"] = count
+    found = [Axis(*axis[1:]) for axis in axes]
+    dropped = any(a.kept(n) != a.counted(n) for a, n in zip(found, sizes, strict=True))
+    graph = read(f"(float[{dims(sizes, False)}] x) => (float y) {{ y = {op}{written(attributes)}(x) }}", 17)
+    _, changes = pool_windows(graph)
+    assert not changes or dropped
+    event(f"{dropped} {changes}")
+    if changes:
+        node = first(
+            require_lowered(pool_windows, graph, {"x": random(1, 2, *sizes) - 5}, branches=False), op
+        )  # onnxruntime takes none inside an If
+        pads, ceil = node.attributes["pads"].as_ints(), "ceil_mode" in node.attributes
+        left = [Axis(k, s, *pads[i :: len(axes)]) for i, (k, s) in enumerate(zip(kernel, strides, strict=True))]
+        assert not ceil or all(a.kept(n) == a.counted(n) for a, n in zip(left, sizes, strict=True))
+    elif dropped:  # one axis keeps a window that reaches behind the padding, another has strides over its windows
+        assert len(axes) > 1 and any(k < s for _, k, s, _, _ in axes)
+
+
+def test_a_window_in_padding_of_a_free_size_stays() -> None:
+    pool = "MaxPool<ceil_mode=1, kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1]>(x)"
+    assert pool_windows(read(f"(float[1, 2, h, w] x) => (float y) {{ y = {pool} }}", 17))[1] == 0

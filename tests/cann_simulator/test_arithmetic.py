@@ -120,6 +120,17 @@ def test_weights_that_are_too_large(soc, clip, wanted):
     assert found[0] == (LARGEST if soc == "Ascend310P3" else wanted)
 
 
+def test_a_cast_that_is_in_the_graph_clips_nothing():
+    """is_weight_clip is about weights that a mode makes narrower: what a graph itself casts overflows as IEEE says, where a chip has Inf."""
+    cast = helper.make_node("Cast", ["w"], ["h"], name="cast", to=T.FLOAT16)
+    ones = np.ones(3, np.float16)
+    model = graph_of(
+        [cast, helper.make_node("Mul", ["x", "h"], ["y"], name="n")], {"x": ones}, {"y": T.FLOAT16}, {"w": F([1e6, -np.inf, 2])}
+    )
+    assert compiled(model, "Ascend910B3", precision_mode_v2="origin").run([ones])[0].tolist() == [np.inf, -np.inf, 2]
+    assert compiled(model, "Ascend310P3", precision_mode_v2="origin").run([ones])[0].tolist() == [LARGEST, -LARGEST, 2]
+
+
 def test_a_matrix_unit_reads_fp16_and_stores_float32():
     for soc in ("Ascend310P3", "Ascend910B3"):
         exp, total, product = compiled(layer(), soc, precision_mode="force_fp32").run([X])

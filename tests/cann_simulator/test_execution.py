@@ -54,6 +54,16 @@ def test_batches():
         assert np.array_equal(y, x[:rows] + 1) and s.shape == (rows,)
 
 
+@pytest.mark.parametrize("gear", [None, 1])
+def test_another_size_than_was_compiled_is_no_result(monkeypatch, gear):
+    options = {"input_shape": "x:3,4"} if gear is None else {"input_shape": "x:-1,4", "dynamic_batch_size": "1,3"}
+    loaded = compiled(plain(), **options)
+    kernel = loaded._computed
+    monkeypatch.setattr(loaded, "_computed", lambda feeds: [array[:2] for array in kernel(feeds)])
+    with pytest.raises(Refused, match=r"EZ9999: 'y' is compiled as \[3, 4\], and \[2, 4\] came out"):
+        loaded.run([np.zeros((3, 4), F)], gear)
+
+
 @pytest.mark.parametrize("batches", ["3,1", "1,3"])
 def test_without_a_gear_the_largest_is_taken_in_silence(batches):
     loaded = compiled(plain(), input_shape="x:-1,4", dynamic_batch_size=batches)

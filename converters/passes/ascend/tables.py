@@ -53,6 +53,7 @@ from .mod_fmod import mod_fmod
 from .negative_indices import negative_indices
 from .pad_axes import pad_axes
 from .pad_value import pad_value
+from .pool_windows import pool_windows
 from .reduce_axes import reduce_axes
 from .reduce_norms import reduce_norms
 from .resize_rounding import resize_rounding
@@ -134,6 +135,7 @@ REWRITE: Sequence[tuple[str, ModelPass]] = (
     ("conv_kernel_shape", conv_kernel_shape),
     ("conv_transpose", conv_transpose),
     ("max_pool_indices", max_pool_indices),
+    ("pool_windows", pool_windows),  # before avg_pool, which pads apart where there is no ceil_mode
     ("avg_pool", avg_pool),
     ("where_int64", where_int64),  # after what makes a Where
     ("expand_constant", expand_constant),
