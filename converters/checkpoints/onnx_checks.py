@@ -7,9 +7,7 @@ sorted, dimensions of -1 unknown.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from porting.errors import CheckpointError, DeviceUnavailable, UnsupportedModel
 from porting.onnx_facts import RANDOM, RANDOM_IN_TRAINING
 
 from .onnx_order import Body, bodies, put_in_order, sort, standard, subgraphs_of
+from .onnx_signatures import did_you_mean, require_signature
 from .onnx_tensors import TensorFiles
 from .onnx_wire import FETCH_AGAIN
 
@@ -294,7 +293,7 @@ class _Walk:
                 raise CheckpointError(
                     f"{node.op_type} reads {missing[0]!r}, which nothing makes",
                     where=here,
-                    next=_did_you_mean(missing[0], names) or FETCH_AGAIN,
+                    next=did_you_mean(missing[0], names) or FETCH_AGAIN,
                 )
             captured |= wanted - names
             scope.made.update(filter(None, node.output))
@@ -303,7 +302,7 @@ class _Walk:
                 raise CheckpointError(
                     f"the output {name!r} is made by nothing in its graph",
                     where=where,
-                    next=_did_you_mean(name, names) or FETCH_AGAIN,
+                    next=did_you_mean(name, names) or FETCH_AGAIN,
                 )
         sort(owner, makers, reads, where)
         return captured
@@ -356,23 +355,22 @@ class _Walk:
                 )
             self._imports[domain] = DOMAINS[domain]  # as onnxruntime does
         if domain in ("", "ai.onnx.ml") and not (domain == "" and op_type in RUNTIME_ONLY):
-            self._require_in_opset(domain, op_type, where)
+            self._require_in_opset(node, where)
 
-    def _require_in_opset(self, domain: str, op_type: str, where: str) -> None:
-        version = self._imports[domain]
+    def _require_in_opset(self, node: onnx.NodeProto, where: str) -> None:
+        domain, op_type, version = node.domain, node.op_type, self._imports[node.domain]
         schema = _schema(op_type, version, domain)
         label = f"{domain or 'ai.onnx'} {version}"
         if schema is None:
             later = [s.since_version for s in _history(domain) if s.name == op_type]
             known = {s.name for s in _history(domain) if s.since_version <= version}
-            came = (
-                f"it came with version {min(later)}; export again with that opset" if later else _did_you_mean(op_type, known)
-            )
+            came = f"it came with version {min(later)}; export again with that opset" if later else did_you_mean(op_type, known)
             raise UnsupportedModel(f"unknown operator {op_type!r} in {label}", where=where, next=came)
         if schema.deprecated and op_type not in STILL_RUN:
             raise UnsupportedModel(
                 f"operator {op_type!r} was withdrawn in version {schema.since_version}, the file says {label}", where=where
             )
+        require_signature(node, schema, label, where)
 
     def _require_fixed(self, node: onnx.NodeProto, scope: _Scope, where: str) -> None:
         """Seeded, or not random. A seed that comes from the caller of a function may be missing there, and does not count."""
@@ -418,8 +416,3 @@ def _in_onnxruntime(domain: str, name: str) -> bool:
 @cache
 def _history(domain: str) -> tuple[onnx.defs.OpSchema, ...]:
     return tuple(s for s in onnx.defs.get_all_schemas_with_history() if s.domain == domain)
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""

@@ -20,8 +20,17 @@ from onnx_ir.passes.common import InlinePass
 
 from porting.cuts import Cut, cut_of
 from porting.dtypes import dtype_of
-from porting.errors import CheckpointError, PortingError, UnsupportedModel, UsageError, nearest
+from porting.errors import (
+    CheckpointError,
+    DeviceUnavailable,
+    OutOfResources,
+    PortingError,
+    UnsupportedModel,
+    UsageError,
+    nearest,
+)
 from porting.types import Graph, Original, StatePair, StateSpec, TensorSpec
+from porting.verdict import printable
 
 from .onnx_checks import checked
 from .onnx_cut import CutOff, cut_off, knows
@@ -197,10 +206,32 @@ class OnnxFile:
             if value.type.HasField("tensor_type"):
                 value.type.tensor_type.ClearField("shape")
         try:
-            found = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        except Exception:  # a binding that raises what it likes; a missing shape is no fault of the file
-            return {}
+            found = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        except Exception as error:  # a binding that raises what it likes
+            self._require_taken(str(error).strip())
+            try:
+                found = onnx.shape_inference.infer_shapes(model, data_prop=True)
+            except Exception:  # a missing shape is no fault of the file
+                return {}
         return {value.name: value for value in found.graph.output}
+
+    def _require_taken(self, why: str) -> None:
+        """Where dtypes or shapes of a graph contradict each other, onnxruntime decides: it takes what ONNX's inference is too strict for.
+
+        raises: CheckpointError
+        """
+        from porting.original_onnx import open_untouched
+
+        try:
+            open_untouched(read_proto(self.path, self.cut).SerializeToString(), weights_folder(self.path))
+        except PortingError as error:
+            lacks_kernel = type(error.__cause__).__name__ == "NotImplemented"
+            if lacks_kernel or isinstance(error, OutOfResources):  # it is a graph, that this machine or this runtime cannot run
+                return
+            said = why if isinstance(error, DeviceUnavailable) else error.what
+            raise CheckpointError(
+                f"the graph contradicts itself: {printable(said, 400)}", where=str(self.path), next="export the model again"
+            ) from error
 
     def _in_onnxruntime(self, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto | None:
         """What onnxruntime says of an output behind operators of its own; weights are read for that. None where it takes no such file"""
