@@ -24,6 +24,7 @@ from .rewriting import ModelPass, bodies_in, bodies_of, shape_of
 
 READ_BYTES = 1024  # a shape, axes or sizes that inference has to know the numbers of
 KNOWN_DOMAINS = ("", "ai.onnx.ml")
+DECLARED = "porting.declared"  # of an output, in its meta: whether a file's word is all that says one of its sizes
 Dimensions = tuple[int | str | None, ...] | None  # None: the rank is not known
 Described = tuple[ir.TypeProtocol | None, Dimensions]
 
@@ -46,8 +47,12 @@ def infer_shapes(model: ir.Model) -> int:
         if output.uses():  # read inside too: a size that is declared wrongly would be folded into what comes after
             output.shape = _named(output, declared)
             continue
-        merged = _merged(declared, _described(output)[1])
+        found = _described(output)[1]
+        merged = _merged(declared, found)
         output.shape = None if merged is None else ir.Shape(merged)
+        node = output.producer()
+        known = node is not None and node.domain in KNOWN_DOMAINS
+        output.meta[DECLARED] = known and merged != found and any(isinstance(d, int) for d in merged or ())
     now = {value: _described(value) for value in (*before, *outputs)}
     return sum(1 for value, was in {**before, **outputs}.items() if not _same(was, now[value]))
 

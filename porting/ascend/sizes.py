@@ -72,9 +72,7 @@ class Sizes:
     def follow(self, node: ir.Node) -> bool:
         """Take a node in, those of its bodies before it; whether it makes a size that hangs on numbers."""
         fixed = all(_is_fixed(v) for v in node.outputs)
-        bodies = any(a.type.name == "GRAPH" for a in node.attributes.values())
-        # what an output of the graph declares is no size that a compiler finds, whose inference reads numbers alone
-        made = not node.domain and not (fixed and bodies) and self._makes(node)
+        made = not fixed and not node.domain and self._makes(node)
         if made or (not fixed and any(v in self.unsized for v in node.inputs if v is not None)):
             self.unsized.update(node.outputs)
         self._pass_on(node, made)
@@ -88,11 +86,13 @@ class Sizes:
         read = [v for v in node.inputs if v is not None] + [v for body in bodies for v in body.outputs]
         makers = own.union(*(self.makers.get(v, ()) for v in read))
         for value in node.outputs if makers else ():
-            if own or not (_is_fixed(value) or self._is_named(value)):
+            if not (_is_fixed(value) or (not own and self._is_named(value))):
                 self.makers[value] = makers
 
     def _is_named(self, value: ir.Value) -> bool:
-        return value.shape is not None and all(isinstance(d, int) or d.value in self.named for d in value.shape)
+        if value.shape is None or _is_declared(value):
+            return False
+        return all(isinstance(d, int) or d.value in self.named for d in value.shape)
 
     def _is_known(self, node: ir.Node) -> bool:
         if node.op_type in ("Shape", "Size"):
@@ -131,4 +131,13 @@ class Sizes:
 
 
 def _is_fixed(value: ir.Value) -> bool:
-    return value.shape is not None and all(isinstance(d, int) for d in value.shape)
+    return value.shape is not None and not _is_declared(value) and all(isinstance(d, int) for d in value.shape)
+
+
+def _is_declared(value: ir.Value) -> bool:
+    """Whether a size is known by an output's declaration alone: a compiler infers. Of control flow a file is believed, whose branches nobody may know."""
+    from porting.converters.passes.infer_shapes import DECLARED
+
+    node = value.producer()
+    bodies = node is not None and any(a.type.name == "GRAPH" for a in node.attributes.values())
+    return bool(value.meta.get(DECLARED)) and not bodies

@@ -85,7 +85,7 @@ def blocked_by(capsys: pytest.CaptureFixture[str], path: Path, target: str = "As
             "DFT_1",
         ),
         (
-            '(float[2, 3] x) => (float y) { g = Gelu(x) p = Constant<value = int64[4] {0, 1, 0, 1}>() y = Pad<mode = "wrap">(g, p) z = Reshape(g, p) }',
+            '(float[2, 3] x) => (float y) { g = Gelu(x) p = Constant<value = int64[4] {0, 1, 0, 1}>() y = Pad<mode = "wrap">(g, p) q = Constant<value = int64[2] {3, 2}>() z = Reshape(g, q) }',
             22,
             "opset-too-high",
             "Pad_2",

@@ -16,6 +16,7 @@ from porting.ascend.graph_facts import SMALL, BodyFacts, GraphFacts, NodeFacts, 
 from porting.ascend.rules import judge
 from porting.ascend.soc import find_soc
 from porting.conversion import canonical_graph
+from porting.converters.passes.infer_shapes import infer_shapes
 from porting.sources import opened
 from porting.types import Graph
 from tests.ascend.rule_cases import made_if
@@ -27,8 +28,15 @@ def facts(text: str, opset: int = 18, more: str = "") -> GraphFacts:
     return facts_of(Graph(ir.from_proto(parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}{more}]> g {text}'))))
 
 
+def inferred(text: str) -> GraphFacts:
+    """The same of a graph whose shapes are worked out, as a canonical one's are."""
+    model = ir.from_proto(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}'))
+    infer_shapes.change(model)
+    return facts_of(Graph(model))
+
+
 def sized(text: str) -> list[str]:
-    return [node.op for node in facts(text).nodes if node.sized_by_values]
+    return [node.op for node in inferred(text).nodes if node.sized_by_values]
 
 
 def test_values() -> None:
@@ -211,7 +219,7 @@ def test_outputs_that_a_node_sizes() -> None:
     """Up to where a shape says all sizes again; a dimension that an input has too is one, what a node makes of numbers is none."""
 
     def reached(text: str) -> dict[str, tuple[str, ...]]:
-        return {node.op: node.sizes_outputs for node in facts(text).nodes if node.sizes_outputs}
+        return {node.op: node.sizes_outputs for node in inferred(text).nodes if node.sizes_outputs}
 
     assert reached("(float[2, 3] x) => (int64[2, n] y) { y = NonZero(x) }") == {"NonZero": ("y",)}
     assert reached("(float[n, 3] x) => (int64[2, n] y) { y = NonZero(x) }") == {"NonZero": ("y",)}, (
@@ -223,6 +231,9 @@ def test_outputs_that_a_node_sizes() -> None:
     assert reached("(float[4] x, int64[1] a, int64[1] b) => (float[2] y) { y = Slice(x, a, b) }") == {"Slice": ("y",)}, (
         "declared, and known to nobody"
     )
+    assert reached("(float[4] x, int64[1] a, int64[1] b) => (float[2] y) { s = Slice(x, a, b) y = Relu(s) }") == {
+        "Slice": ("y",)
+    }
     assert not reached("(float[n, 3] x) => (int64[n, 1] y) { a = NonZero(x) y = Custom.Node(a) }")
     assert not reached("(float[2, 3] x) => (int64[2] y) { a = NonZero(x) y = ReduceMax(a) }")
     branches = "<then_branch = a () => (int64[2, n] t) {{ {then} }}, else_branch = b () => (int64[2, m] e) {{ e = Shape(x) }}>"
