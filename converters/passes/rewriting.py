@@ -145,6 +145,11 @@ def remove_node(node: ir.Node) -> None:
             waiting += bodies_in(inner)
 
 
+CONTROL_FLOW = frozenset(
+    ("If", "Loop", "Scan", "SequenceMap")
+)  # of ai.onnx, all that hold graphs; of other domains nobody knows
+
+
 def bodies_in(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs that a node of control flow holds, not those inside them."""
     for attribute in node.attributes.values():
@@ -160,7 +165,7 @@ def bodies_of(model: ir.Model) -> Iterator[ir.Graph]:
     while waiting:
         body = waiting.pop()
         yield body
-        waiting += [inner for node in body if node.attributes for inner in bodies_in(node)]
+        waiting += [inner for node in body if node.op_type in CONTROL_FLOW or node.domain for inner in bodies_in(node)]
 
 
 def frozen(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from graph_bits import run, same_bits, whole, written
@@ -13,7 +14,7 @@ from graph_bits import run, same_bits, whole, written
 from porting.converters.graph_builder import MODULE
 from porting.converters.passes.canonical import CANONICAL, canonical
 from porting.converters.passes.quantize_linear import SCHEMES
-from porting.converters.passes.rewriting import bodies_of
+from porting.converters.passes.rewriting import CONTROL_FLOW, bodies_of
 from porting.converters.passes.tables import ONNXRUNTIME, lower
 from porting.errors import UnsupportedModel
 from porting.types import Graph
@@ -197,3 +198,10 @@ def test_linear_layers_of_any_type_behind_a_transposition(dtype):
     if dtype in ("float32", "float64"):
         feeds = {"x": f32(3, 8).astype(dtype)}
         np.testing.assert_allclose(run(whole(after), feeds)[0], run(whole(graph), feeds)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_operators_that_hold_graphs() -> None:
+    """`bodies_of` looks into no others of ai.onnx: a later one would be overlooked."""
+    schemas = [s for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""]
+    kinds = (onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS)
+    assert {s.name for s in schemas if any(a.type in kinds for a in s.attributes.values())} == CONTROL_FLOW

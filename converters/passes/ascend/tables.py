@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import onnx_ir as ir
+
 from porting.ascend.rules import rules
 from porting.types import Graph
 
@@ -16,7 +18,7 @@ from ..drop_identities import drop_identities
 from ..fold_constants import fold_sizes
 from ..infer_shapes import infer_shapes
 from ..remove_unused import remove_unused
-from ..rewriting import ModelPass, copied
+from ..rewriting import ModelPass, bodies_of, copied
 from .arg_max_last import NOTE as NAN_IS_ANOTHER_PLACE
 from .arg_max_last import arg_max_last
 from .attention import attention
@@ -154,16 +156,15 @@ FINISH: Sequence[tuple[str, ModelPass]] = (
     ("clean_imports", clean_imports),  # last: what is imported depends on the nodes that are left
 )
 PASSES: Sequence[tuple[str, ModelPass]] = (*EXPAND, *REWRITE, *FINISH)
-# Passes behind which every value has the type and the shape that it had: to work them out anew is most of the time that lowering takes.
-NO_NEW_VALUES = frozenset(
-    ("drop_identities", "sizes_of_inputs", "share_integers", "remove_unused", "branch_weights", "legal_names", "clean_imports")
-)
+# To work types and shapes out anew is most of the time that lowering takes, so it is left out where a pass made no value. What this one makes
+# constant says sizes of values that were there before.
+SAYS_SIZES = "fold_constants"
 
 NOTES: Mapping[str, str] = {"arg_max_last": NAN_IS_ANOTHER_PLACE}  # what is to be told of a port where a pass changed something
 
 
 def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Graph, list[dict[str, object]]]:
-    """Run the passes, and work types and shapes out anew after each that made something.
+    """Run the passes, and work types and shapes out anew after each that made values.
 
     compare: told of every pass that changed something; see porting/ascend/pass_comparison.py
     returns: the lowered graph, and [{"name", "changes", "rules"}] with what `compare` records, as port.json lists them: rules are the ids of
@@ -173,18 +174,26 @@ def lower_for_ascend(graph: Graph, compare: Compare | None = None) -> tuple[Grap
     applied: list[dict[str, object]] = []
     graph = copied(graph)
     infer_shapes.change(graph.model)  # what builders make has no shapes yet
+    unknown = _undescribed(graph.model)
     if compare is not None:
         compare.begin(graph)
     for name, run in PASSES:
         changes = run.change(graph.model)
         found: Mapping[str, object] = {}
         if changes:
-            if name not in NO_NEW_VALUES:
+            if name == SAYS_SIZES or not _undescribed(graph.model) <= unknown:
                 infer_shapes.change(graph.model)
+                unknown = _undescribed(graph.model)
             found = compare(name, graph) if compare is not None else {}
             found = {**found, "note": NOTES[name]} if name in NOTES else found
         applied.append({"name": name, "changes": changes, "rules": _mended_by(name), **found})
     return graph, applied
+
+
+def _undescribed(model: ir.Model) -> set[ir.Value]:
+    """Results of nodes whose type or shape is not known."""
+    nodes = (node for body in bodies_of(model) for node in body)
+    return {v for node in nodes for v in node.outputs if v.name and (v.type is None or v.shape is None)}
 
 
 def _mended_by(name: str) -> list[str]:
