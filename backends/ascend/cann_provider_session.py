@@ -154,7 +154,7 @@ def refused_by_rules(error: RuntimeFailed, facts: GraphFacts, soc: str) -> Runti
         return RuntimeFailed(
             f"CANN does not compile the graph, and the provider keeps the reason to itself: {error.what}",
             where=error.where,
-            next="ASCEND_SLOG_PRINT_TO_STDOUT=1 shows CANN's log; or compile it with atc: route=om",
+            next="CANN's log says it: ASCEND_LOG_PRINT_TO_STDOUT=1, ASCEND_SLOG_PRINT_TO_STDOUT=1 in older releases; or compile it with atc: route=om",
         )
     first = next((finding for finding in found if finding.rule.code), found[0])
     code, more = first.rule.code or "no code known", f" (and {len(found) - 1} more)" if len(found) > 1 else ""

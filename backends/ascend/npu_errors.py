@@ -17,7 +17,7 @@ _CALL = re.compile(r"call (aclnn\w+) failed|error: ([\w:]+)\(|(ACL [\w ]+?) fail
 _FRAME = re.compile(r"\[ERROR\] [\d:.-]+ \([^)]*\) ERR\d{5} [\w ]+\.?|\[Error\]:")
 _NO_KERNEL = re.compile(r"The operator '([\w:.]+)' would execute its main computation on CPU")
 _SAID = 400
-ADVICE = "`porting explain LOG` reads the log that ASCEND_SLOG_PRINT_TO_STDOUT=1 prints"
+ADVICE = "`porting explain LOG` reads the log that ASCEND_LOG_PRINT_TO_STDOUT=1 prints (ASCEND_SLOG_PRINT_TO_STDOUT=1 in older releases)"
 
 
 @contextlib.contextmanager

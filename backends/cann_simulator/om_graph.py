@@ -195,7 +195,9 @@ def output_dims(
     for node in sized.graph.node:  # onnx's inference makes nothing of axes that are left out
         if node.op_type == "MeanVarianceNormalization" and not node.attribute:
             node.attribute.append(onnx.helper.make_attribute("axes", [0, 2, 3]))
-    made = onnx.shape_inference.infer_shapes(sized, strict_mode=strict, data_prop=True)
+    if strict:  # apart: onnx fails where the numbers that it follows are no vector
+        onnx.shape_inference.infer_shapes(sized, strict_mode=True)
+    made = onnx.shape_inference.infer_shapes(sized, data_prop=True)
     return tuple(_dims(value) for value in made.graph.output)
 
 

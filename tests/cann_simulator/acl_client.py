@@ -27,6 +27,11 @@ NUMPY = {0: np.float32, 3: np.int32, 4: np.uint8, 9: np.int64}
 
 def run_client(code: str, environment: dict[str, str], timeout: float = 60, real_logic: bool = False) -> Any:
     """What `code` prints as the last line, as JSON; it runs in a child of its own, `acl` being an `Acl`. A crash fails the test."""
+    return json.loads(printed(code, environment, timeout, real_logic).splitlines()[-1])
+
+
+def printed(code: str, environment: dict[str, str], timeout: float = 60, real_logic: bool = False) -> str:
+    """All that it prints."""
     start = "" if real_logic else "stand_in()\n"
     program = f"from tests.cann_simulator.acl_client import *\n{start}acl = Acl()\n{code}"
     done = subprocess.run(
@@ -38,7 +43,7 @@ def run_client(code: str, environment: dict[str, str], timeout: float = 60, real
         timeout=timeout,
     )
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-4000:]}"
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 def machine(**options: Any) -> dict[str, str]:

@@ -106,6 +106,17 @@ def test_options_that_do_not_fit(options, code):
         small(**options)
 
 
+def test_numbers_that_are_no_vector_do_not_contradict_a_shape():
+    """onnx follows the numbers of integers as vectors: a column of three and a row of two are no three and two to it."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "one"], ["u"], name="u"),
+        helper.make_node("Add", ["u", "row"], ["y"], name="y"),
+    ]
+    weights = {"one": np.int64([1]), "row": np.int64([0, 1])}
+    model = graph_of(nodes, {"x": np.int64([1, 2, 3])}, {"y": T.INT64}, weights)
+    assert compiled(model, input_shape="x:3").outputs[0].dims == (3, 2)
+
+
 @pytest.mark.parametrize("data", [b"", b"\x00" * 40, b"no onnx at all", SMALL.SerializeToString()[:60]])
 def test_what_is_no_model(data):
     with pytest.raises(Refused, match=r"E10041|E16004|E10007|E14001|E16001"):

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.cann_simulator.acl_client import machine, run_client
+from tests.cann_simulator.acl_client import machine, printed, run_client
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
 
@@ -132,3 +132,16 @@ show([call(b"Abs"), call(b"NoSuchThing"), acl.error()])
 """
     worked, refused, said = _run(folder, environment, code)
     assert worked == 0 and refused not in (0, 500000) and "NoSuchThing" in said
+
+
+@pytest.mark.parametrize("variable", ["ASCEND_LOG_PRINT_TO_STDOUT", "ASCEND_SLOG_PRINT_TO_STDOUT", None])
+def test_the_log_goes_to_stdout_where_it_is_asked_for(compiled, variable):
+    """What a provider keeps to itself is read there, under the name of either release."""
+    folder, environment = compiled
+    code = """
+acl.start()
+acl.aclmdlLoadFromMem(b"no model", 8, C.byref(C.c_uint32()))
+"""
+    asked = {} if variable is None else {variable: "1"}
+    done = printed(f"FOLDER = {str(folder)!r}\n{code}", {**environment, **asked}, real_logic=True)
+    assert ("[ERROR] CANN(simulated): " in done) == (variable is not None)

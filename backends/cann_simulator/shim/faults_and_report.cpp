@@ -4,12 +4,25 @@
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "simulator.h"
 
 namespace sim {
 namespace {
+
+// the variable of CANN's documents, and the one that it replaces
+bool logs_to_stdout() {
+  static const bool wanted = [] {
+    for (const char* name : {"ASCEND_LOG_PRINT_TO_STDOUT", "ASCEND_SLOG_PRINT_TO_STDOUT"}) {
+      const char* value = getenv(name);
+      if (value && strcmp(value, "1") == 0) return true;
+    }
+    return false;
+  }();
+  return wanted;
+}
 
 thread_local bool over = false;  // this thread is ending: its texts are gone, and destructors of others may still call
 struct Texts {
@@ -35,6 +48,10 @@ Settings& settings() {
 
 aclError fail(aclError code, const std::string& text) {
   if (!over) texts.last = text;
+  if (logs_to_stdout()) {
+    printf("[ERROR] CANN(simulated): %s\n", text.c_str());
+    fflush(stdout);
+  }
   trace("  answered %d: %s", code, text.c_str());
   return code;
 }
