@@ -24,6 +24,7 @@ from porting.run import feeds_from_arrays
 from porting.types import TensorSpec
 from porting.verdict import printable
 
+DIVISORS = (1, 9)  # integers that may be divided by, where 0 among them is refused
 ATTEMPTS = 120  # runs of the original, most of which fail at once
 AMPLITUDES = (1.0, 0.1, 10.0, 0.01)  # of floats of unknown meaning, until an output is not the same in every case
 # Sizes to try, by what a dimension seems to be. No two of a list are equal to another list's first, so that swapped axes show.
@@ -189,7 +190,9 @@ class _Search:
 
     def first(self) -> Recipe:
         """The likeliest recipe that runs: sizes outermost, since they fail most; for each the choices, falling. raises: InputError"""
-        for ranges in [self.ranges, {}] if self.ranges else [{}]:
+        divisors = {s.name: DIVISORS for s in self.specs if kind_of(s) == "integers" and s.name not in self.ranges}
+        attempts = [self.ranges, *([{}] if self.ranges else []), *([{**self.ranges, **divisors}] if divisors else [])]
+        for ranges in attempts:
             free = {s.name: CHOICES[kind_of(s)] for s in self.specs if kind_of(s) in CHOICES and s.name not in ranges}
             steps = max((len(v) for v in free.values()), default=1)
             until = len(self.tried) + ATTEMPTS

@@ -156,6 +156,12 @@ def test_ranges_that_do_not_hold_are_given_up() -> None:
     assert all(f["input_ids"].max() < 20 for f in found.feeds.values())
 
 
+def test_integers_that_are_divided_by_are_not_zero() -> None:
+    specs = [TensorSpec("a", "int64", (8,)), TensorSpec("b", "int64", (8,))]
+    found = find_cases(specs, takes(lambda f: f["b"].min() > 0))
+    assert len(found.feeds) >= 4 and all(f["b"].max() > 1 for f in found.feeds.values())
+
+
 def test_a_model_that_saturates_is_fed_less() -> None:
     spec = TensorSpec("x", "float32", (B, 5))
 
