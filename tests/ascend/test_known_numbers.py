@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from porting.converters.passes.ascend.int_div import int_div
 from porting.converters.passes.ascend.magnitudes import AXIS, largest
+from porting.converters.passes.ascend.mod_fmod import mod_fmod
 from porting.converters.passes.ascend.negative_indices import negative_indices
 from porting.converters.passes.ascend.nonnegative import is_nonnegative
+from porting.converters.passes.rewriting import ModelPass
 from porting.types import Graph
 from tests.ascend.lowering_checks import read, require_lowered
 from tests.graph_bits import whole
@@ -81,7 +83,7 @@ def chains(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 def wrapped(graph: Graph, found: dict[str, np.ndarray]) -> bool:
-    """Whether a sum, a product or an absolute value did not fit its type: of such is_nonnegative says nothing."""
+    """Whether a sum, a product or an absolute value did not fit its type: such is no index."""
     for node in graph.model.graph:
         read_ = [found.get(v.name) for v in node.inputs if v is not None]
         if node.op_type in ("Add", "Mul", "Abs", "Neg", "Sub") and all(v is not None for v in read_):
@@ -109,9 +111,10 @@ def test_no_number_is_larger_or_negative_than_what_is_known(case: tuple[str, dic
     for name, value in values.items():
         most = max((abs(n) for n in numbers[name]), default=0.0)
         assert most <= largest(value) * (1 + 1e-6), (name, text)
+        assert not is_nonnegative(value) or min(numbers[name], default=0) >= 0, (name, text)
     if not wrapped(graph, found):
         for name, value in values.items():
-            assert not is_nonnegative(value) or min(numbers[name], default=0) >= 0, (name, text)
+            assert not is_nonnegative(value, index=True) or min(numbers[name], default=0) >= 0, (name, text)
 
 
 def value(text: str, name: str = "v", **weights: np.ndarray) -> ir.Value:
@@ -187,6 +190,15 @@ def test_a_product_is_as_large_as_its_factors_together() -> None:
     lowered = require_lowered(int_div, graph, {"a": np.array([65535, 65533, 40001], np.uint16)})
     divisions = [node for node in lowered.model.graph if node.op_type == "Div"]
     assert [node.inputs[0].dtype for node in divisions if node.inputs[0]] == [ir.DataType.DOUBLE]
+
+
+@pytest.mark.parametrize(("change", "op"), [(int_div, "Div"), (mod_fmod, "Mod<fmod=1>")])
+@pytest.mark.parametrize("made", ["Abs(x) m = Mul(a, c)", "Abs(x) m = Add(a, c)", "Identity(x) m = Abs(a)"])
+def test_what_wraps_around_is_divided_as_the_negative_number_that_it_is(change: ModelPass, op: str, made: str) -> None:
+    """|x| * c does not fit 32 bits and comes out negative; so does the absolute value of the least integer."""
+    text = f"(int32[4] x) => (int32 y) {{ a = {made} y = {op}(m, d) }}"
+    graph = read(text, 17, c=np.array(2**31 - 100, np.int32), d=np.array(1009, np.int32))
+    require_lowered(change, graph, {"x": np.array([30000, -(2**31), 40001, 3], np.int32)})
 
 
 @pytest.mark.parametrize(("attribute", "divisor", "known"), [("", 3, True), ("", -3, False), ("<fmod=1>", 3, False)])

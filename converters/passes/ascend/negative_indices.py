@@ -27,7 +27,7 @@ MANY = ("GatherND", "ScatterND")  # a row of indices names several axes
 
 def _indexed(make: Maker) -> ir.Value | None:
     data, indices = make.input(0), make.input(1)
-    if is_nonnegative(indices):
+    if is_nonnegative(indices, index=True):
         return None
     kind = indices.dtype
     if kind not in (ir.DataType.INT32, ir.DataType.INT64):

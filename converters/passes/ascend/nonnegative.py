@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,15 +12,17 @@ from ..rewriting import made_by
 from .in_place import numbers
 from .magnitudes import DEPTH, FLOATS, PASSED_ON, SIGNED, UNSIGNED, largest
 
-# of Abs too: the least integer, which has no absolute value of its own type, is no index
-ALWAYS = ("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Abs", "Relu")
-# not negative when no input is; sums and products that wrap around are no index
+ALWAYS = ("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Relu")
+# not negative when no input is, but for sums and products that wrap around
 OF_ALL = ("Concat", "Min", "Add", "Mul", "Div")
 OF_ANY = ("Max",)
 
 
-def is_nonnegative(value: ir.Value | None, depth: int = DEPTH) -> bool:
-    """True only where it is shown; a value that is fed is not."""
+def is_nonnegative(value: ir.Value | None, depth: int = DEPTH, index: bool = False) -> bool:
+    """True only where it is shown; a value that is fed is not.
+
+    index: whether it is one: sums and products that wrap around are none, nor is the least integer, which has no absolute value of its own type
+    """
     if value is None or depth == 0:
         return False
     if value.dtype in UNSIGNED:
@@ -32,26 +35,39 @@ def is_nonnegative(value: ir.Value | None, depth: int = DEPTH) -> bool:
         return False
     if node.op_type in ALWAYS:
         return True
+    if not index and _may_wrap(node, value):
+        return False
+    if node.op_type == "Abs":
+        return True
     if node.op_type == "TopK":
         return value is node.outputs[1]
     if node.op_type in PASSED_ON:
-        return is_nonnegative(node.inputs[0], depth - 1)
+        return is_nonnegative(node.inputs[0], depth - 1, index)
     if node.op_type == "Cast":
-        return is_nonnegative(node.inputs[0], depth - 1) and _fits(node)
+        return is_nonnegative(node.inputs[0], depth - 1, index) and _fits(node)
     joined = _joined(node.op_type)
     if joined is not None:
-        return joined(is_nonnegative(v, depth - 1) for v in node.inputs)
+        return joined(is_nonnegative(v, depth - 1, index) for v in node.inputs)
     if node.op_type == "Range":
         start, step = numbers(node.inputs[0]), numbers(node.inputs[2])
         return start is not None and step is not None and bool(start >= 0) and bool(step > 0)
     if node.op_type == "Where":
-        return _is_wrapped(node) or all(is_nonnegative(v, depth - 1) for v in node.inputs[1:])
+        return (index and _is_wrapped(node)) or all(is_nonnegative(v, depth - 1, index) for v in node.inputs[1:])
     if node.op_type == "Clip":
-        return len(node.inputs) > 1 and node.inputs[1] is not None and is_nonnegative(node.inputs[1], depth - 1)
+        return len(node.inputs) > 1 and node.inputs[1] is not None and is_nonnegative(node.inputs[1], depth - 1, index)
     if node.op_type == "Mod":
         divisor = numbers(node.inputs[1])
         return "fmod" not in node.attributes and divisor is not None and bool((divisor > 0).all())
     return False
+
+
+def _may_wrap(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a result may be too large for its type, and come out negative."""
+    if node.op_type not in ("Abs", "Add", "Mul") or value.dtype is None or value.dtype in FLOATS:
+        return False
+    parts = [largest(v) for v in node.inputs]
+    most = sum(parts) if node.op_type == "Add" else math.prod(parts)
+    return not most <= np.iinfo(value.dtype.numpy()).max
 
 
 def _fits(cast: ir.Node) -> bool:
