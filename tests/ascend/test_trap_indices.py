@@ -213,3 +213,14 @@ def test_top_k_says_everything() -> None:
         onnx.reference.ReferenceEvaluator(whole(graph)).run(None, {"x": random(2, 5)})[1].tolist()
         == run(whole(lowered), {"x": random(2, 5)})[1].tolist()
     )
+
+
+@pytest.mark.parametrize(
+    ("bound", "added", "index"), [(5, -8, [0, 1, 4, 5, 9, 2]), (0, 3, [-5, -1, 2, -10, 0, 9]), (-2, 10, [-1, -2, -3, 3, 0, 9])]
+)
+def test_another_choice_than_the_wrap_of_an_index_is_none(bound: int, added: int, index: list[int]) -> None:
+    """Of ten rows: what comes out may still count from the end."""
+    text = "(float[10, 3] t, int32[6] i) => (float y) { n = Less(i, b) s = Add(i, a) w = Where(n, s, i) y = Gather(t, w) }"
+    graph = read(text, 17, b=np.array(bound, np.int32), a=np.array(added, np.int32))
+    feeds = {"t": np.arange(30, dtype=np.float32).reshape(10, 3), "i": np.array(index, np.int32)}
+    require_lowered(negative_indices, graph, feeds)

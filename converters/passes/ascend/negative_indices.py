@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .in_place import numbers
+from .magnitudes import UNSIGNED
 from .making import Maker, Refused, dimension, fixed, node_pass, rank_of
 from .nonnegative import is_nonnegative
 
@@ -27,13 +28,15 @@ MANY = ("GatherND", "ScatterND")  # a row of indices names several axes
 
 def _indexed(make: Maker) -> ir.Value | None:
     data, indices = make.input(0), make.input(1)
-    if is_nonnegative(indices, index=True):
-        return None
     kind = indices.dtype
+    if kind in UNSIGNED:
+        return None
+    axes = _axes(make, data, indices)
+    if is_nonnegative(indices, index=[dimension(data, axis) for axis in axes]):
+        return None
     if kind not in (ir.DataType.INT32, ir.DataType.INT64):
         raise Refused(f"indices of {kind}")
     known = numbers(indices)
-    axes = _axes(make, data, indices)
     if known is not None and all(dimension(data, axis) is not None for axis in axes):
         counts = [fixed(data, axis) for axis in axes]
         sizes = np.asarray(counts if make.node.op_type in MANY else counts[0], known.dtype)

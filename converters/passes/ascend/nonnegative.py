@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,12 +16,14 @@ ALWAYS = ("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Relu")
 # not negative when no input is, but for sums and products that wrap around
 OF_ALL = ("Concat", "Min", "Add", "Mul", "Div")
 OF_ANY = ("Max",)
+Sizes = Sequence[int | None]
 
 
-def is_nonnegative(value: ir.Value | None, depth: int = DEPTH, index: bool = False) -> bool:
+def is_nonnegative(value: ir.Value | None, depth: int = DEPTH, index: Sizes | None = None) -> bool:
     """True only where it is shown; a value that is fed is not.
 
-    index: whether it is one: sums and products that wrap around are none, nor is the least integer, which has no absolute value of its own type
+    index: of a value that is one, how long the axes are that it counts along, None where that is not known: sums and products that wrap around are
+           no index, nor is the least integer, which has no absolute value of its own type
     """
     if value is None or depth == 0:
         return False
@@ -35,7 +37,7 @@ def is_nonnegative(value: ir.Value | None, depth: int = DEPTH, index: bool = Fal
         return False
     if node.op_type in ALWAYS:
         return True
-    if not index and _may_wrap(node, value):
+    if index is None and _may_wrap(node, value):
         return False
     if node.op_type == "Abs":
         return True
@@ -52,7 +54,9 @@ def is_nonnegative(value: ir.Value | None, depth: int = DEPTH, index: bool = Fal
         start, step = numbers(node.inputs[0]), numbers(node.inputs[2])
         return start is not None and step is not None and bool(start >= 0) and bool(step > 0)
     if node.op_type == "Where":
-        return (index and _is_wrapped(node)) or all(is_nonnegative(v, depth - 1, index) for v in node.inputs[1:])
+        return (index is not None and _is_wrapped(node, index)) or all(
+            is_nonnegative(v, depth - 1, index) for v in node.inputs[1:]
+        )
     if node.op_type == "Clip":
         return len(node.inputs) > 1 and node.inputs[1] is not None and is_nonnegative(node.inputs[1], depth - 1, index)
     if node.op_type == "Mod":
@@ -80,8 +84,21 @@ def _joined(op_type: str) -> Callable[..., bool] | None:
     return all if op_type in OF_ALL else any if op_type in OF_ANY else None
 
 
-def _is_wrapped(node: ir.Node) -> bool:
-    """Where(i < 0, i + n, i), as negative_indices writes it: in range it is an index that counts from the front."""
+def _is_wrapped(node: ir.Node, sizes: Sizes) -> bool:
+    """Where(i < 0, i + n, i), as negative_indices writes it: with axes of n at most, in range it is an index that counts from the front."""
     index = node.inputs[2]
     asked, added = made_by(node.inputs[0], "Less"), made_by(node.inputs[1], "Add")
-    return asked is not None and added is not None and asked.inputs[0] is index and added.inputs[0] is index
+    if asked is None or added is None or asked.inputs[0] is not index or added.inputs[0] is not index:
+        return False
+    bound, length = numbers(asked.inputs[1]), numbers(added.inputs[1])
+    if bound is None or bound.any():
+        return False
+    if length is None:
+        return _is_a_size(added.inputs[1])
+    return all(size is not None and bool(np.broadcast_to(length, (len(sizes),))[i] >= size) for i, size in enumerate(sizes))
+
+
+def _is_a_size(value: ir.Value | None) -> bool:
+    cast = made_by(value, "Cast")
+    gathered = None if cast is None else made_by(cast.inputs[0], "Gather")
+    return gathered is not None and made_by(gathered.inputs[0], "Shape") is not None
