@@ -7,6 +7,9 @@ from pathlib import Path
 
 from porting.errors import InputError, UsageError
 
+MARKS = {"--junit": b"<testsuites", "--sarif": b"sarif"}  # in the first bytes of every such file
+HEAD_BYTES = 4096
+
 
 def require_new_file(path: Path, force: bool) -> None:
     """A result that must not be there yet, or may be replaced with `force`. raises: UsageError, InputError (no permission)"""
@@ -23,3 +26,13 @@ def require_writable(path: Path, option: str) -> None:
         raise UsageError(f"no such folder: {path.parent}", where=f"{option} {path}", next="make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise InputError(f"no permission to write {path}", where=option, next="choose another place, or mend the rights")
+
+
+def require_report(path: Path, option: str) -> None:
+    """As `require_writable`; a file that is there has to be a report too. raises: UsageError, InputError"""
+    require_writable(path, option)
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+        if MARKS[option] not in head:
+            raise UsageError(f"this is no old report, and would be lost: {path}", where=option, next="name another file")

@@ -398,11 +398,11 @@ def emit_verdict(
 
 
 def require_junit(path: Path | None, option: str = "--junit") -> None:
-    """Refuse a report that cannot be written, before the work. raises: UsageError, InputError"""
+    """Refuse a report that cannot be written, or would take the place of anything but an old one, before the work. raises: UsageError, InputError"""
     if path is not None:
-        from porting.outputs import require_writable
+        from porting.outputs import require_report
 
-        require_writable(path, option)
+        require_report(path, option)
 
 
 def write_out(text: str) -> None:

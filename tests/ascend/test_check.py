@@ -167,3 +167,17 @@ def test_what_a_person_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "first-generation 910, which has no bf16" in rewritten and "memory they have is not known" in rewritten
     unknown = said([node("Relu", "x", "y")], ["n", "m"], "--target", "Ascend310B4")
     assert "portable, for Ascend310B4" in unknown and "unknown" in unknown
+
+
+@pytest.mark.parametrize("option", ["--sarif", "--junit"])
+def test_a_report_takes_the_place_of_nothing_but_a_report(tmp_path: Path, plain: Path, option: str) -> None:
+    before, report = plain.read_bytes(), tmp_path / "report"
+    asked = [str(plain), "--target", "Ascend910B3", "--quiet", option]
+
+    def told(place: Path) -> Any:
+        return CliRunner().invoke(command, [*asked, str(place)], standalone_mode=False)
+
+    refused = told(plain)
+    assert isinstance(refused.exception, UsageError) and option in str(refused.exception) and plain.read_bytes() == before
+    for _ in range(2):  # an old report is replaced
+        assert told(report).return_value == 0 and report.stat().st_size
