@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import porting
 from porting.ascend.checking import BLOCKED, PORTABLE
@@ -174,7 +174,7 @@ def test_a_report_takes_the_place_of_nothing_but_a_report(tmp_path: Path, plain:
     before, report = plain.read_bytes(), tmp_path / "report"
     asked = [str(plain), "--target", "Ascend910B3", "--quiet", option]
 
-    def told(place: Path) -> Any:
+    def told(place: Path) -> Result:
         return CliRunner().invoke(command, [*asked, str(place)], standalone_mode=False)
 
     refused = told(plain)

@@ -17,7 +17,7 @@ from porting.ascend.graph_at_hand import at_hand
 from porting.ascend.handoff import handoffs_of
 from porting.ascend.vendor_integers import vendor_layers
 from porting.cli import main
-from porting.errors import InputError, PortError, UsageError
+from porting.errors import InputError, PortError, UnsupportedModel, UsageError
 from porting.port_folder import open_port
 from porting.types import Program
 from porting.verdict import Verdict
@@ -132,6 +132,19 @@ def test_inputs_far_from_the_calibration_fail(model: Path, tmp_path: Path) -> No
 def test_layers_in_float_are_in_the_report(model: Path, tmp_path: Path) -> None:
     verdict = ported(model, arrays(tmp_path, "c", 2, 0), keep_float=["conv"])
     assert verdict.ok and [row["quantised"] for row in verdict.details["w8a8"]] == [False, True]
+
+
+@pytest.mark.parametrize("soc", [SOC, "Ascend910B3"])
+def test_numbers_beyond_fp16_around_the_integers_are_refused(model: Path, tmp_path: Path, soc: str) -> None:
+    """Integers are multiplied exactly, and what becomes of them is stored in fp16."""
+    proto = onnx.load(model)
+    next(t for t in proto.graph.initializer if t.name == "v").CopyFrom(numpy_helper.from_array(weights(5, 16) * 1e5, "v"))
+    onnx.save(proto, model)
+    with pytest.raises(
+        UnsupportedModel, match=r"forecast-overflow: W8A8 computes in fp16 .* changes y on the calibration; .*dense"
+    ):
+        porting.port(model, tmp_path / "o.port", soc, "w8a8", calibration=arrays(tmp_path, "c", 2, 0), gears="n=1")
+    assert not (tmp_path / "o.port").exists()
 
 
 def test_what_is_refused(model: Path, tmp_path: Path) -> None:
