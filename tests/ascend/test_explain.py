@@ -206,6 +206,17 @@ def test_a_log_gives_the_first_cause_first_then_all_in_order() -> None:
     assert "a guess" in text and "nothing here was checked on hardware" in text
 
 
+def test_messages_that_a_log_tells_without_a_code() -> None:
+    lines = (
+        "[ERROR] RUNTIME(1,python): [npu_driver.cc] [drv api] halMemAlloc failed: device_id=0, size=17179869184, ret=6",
+        "[ERROR] RUNTIME(1): ReportExceptProc:[EXEC]Task exception! device_id=0, retCode=0x91, [the model stream execute failed].",
+        "算子 Conv 编译失败",
+    )
+    for line, wanted in zip(lines, ("device-memory", "aicore", "zh-compile"), strict=True):
+        found = log(f"{line}\n[ERROR] HCCL(1,python): EI0006\n").findings
+        assert {f.code for f in found} == {wanted, "EI0006"}, line
+
+
 def test_a_wrapper_is_the_first_cause_only_where_nothing_else_is() -> None:
     assert [f.role for f in log("EZ9999: inner\nW11001: slow\n").findings] == ["first cause", "warning"]
     assert [f.code for f in log("EZ9999: inner\nE40020: no module\n").findings] == ["E40020", "EZ9999"]
