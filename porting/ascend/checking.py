@@ -163,6 +163,9 @@ def stored_precision(facts: GraphFacts) -> str:
     return HALVES[floats.pop()] if len(floats) == 1 and floats <= HALVES.keys() else "fp32"
 
 
+NOT_COMPARED = ", and no rewrite was run: `porting port` and `convert` compare each with what it changed"
+
+
 def verdict_of(
     result: Judged, command: str, source: str, target: Target, seconds: float, more: Sequence[Check] = ()
 ) -> Verdict:
@@ -183,7 +186,7 @@ def verdict_of(
                 dict.fromkeys((*target.notes, *result.soc.notes, *(str(p["note"]) for p in result.applied if "note" in p)))
             ),
         },
-        not_shown="nothing ran on Ascend",
+        not_shown="nothing ran on Ascend" + (NOT_COMPARED if command == "check" and result.portability == REWRITTEN else ""),
     )
 
 

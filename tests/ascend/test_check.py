@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import porting
-from porting.ascend.checking import BLOCKED, PORTABLE
+from porting.ascend.checking import BLOCKED, PORTABLE, REWRITTEN
 from porting.ascend.soc import known_cann
 from porting.cli import main
 from porting.commands.check import command
@@ -44,6 +44,14 @@ def test_a_portable_graph(plain: Path) -> None:
     assert verdict.details["precision"] == "fp16" and verdict.details["precision_mode"] == "--precision_mode_v2=fp16"
     assert "nothing ran on Ascend" in verdict.line() and "works on" not in json.dumps(verdict.to_dict())
     assert porting.check(plain, "Ascend910B3").details["precision"] == "fp32"
+
+
+def test_rewrites_that_were_not_compared_are_told(tmp_path: Path, plain: Path) -> None:
+    path = tmp_path / "mean.onnx"
+    onnx.save(model([node("Selu", "x", "y", alpha=1.5)], {"x": [2, 4]}, {"y": [2, 4]}, []), str(path))
+    found = porting.check(path, "Ascend910B3")
+    assert found.details["portability"] == REWRITTEN and "no rewrite was run" in found.line()
+    assert "no rewrite" not in porting.check(plain, "Ascend910B3").line()
 
 
 def test_fp32_where_the_matrix_unit_takes_fp16_only(plain: Path) -> None:

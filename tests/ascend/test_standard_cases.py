@@ -14,6 +14,7 @@ from porting.ascend.checking import Judged, judged
 from porting.ascend.soc import find_soc
 from porting.backends.onnx_program import program_from_onnx
 from porting.conversion import canonical_graph
+from porting.converters.checkpoints.onnx_checks import MAX_OPSET
 from porting.converters.passes.ascend.tables import HIGHEST_OPSET
 from porting.errors import UnsupportedModel
 from porting.session import open_session
@@ -30,8 +31,8 @@ HALF = 1e-3  # of numbers of size 1: an fp16 rounding in another place than the 
 def lowered(name: str, soc: str, folder: Path) -> Judged | None:
     """None where onnxruntime does not pass the case, or the project does not cover it. Each pass is compared as it runs."""
     case, model = cases()[name], model_of(cases()[name])
-    if any(entry.domain in ("", "ai.onnx") and entry.version > HIGHEST_OPSET for entry in model.opset_import):
-        model = older(model, HIGHEST_OPSET)
+    if any(entry.domain in ("", "ai.onnx") and entry.version > MAX_OPSET for entry in model.opset_import):
+        model = older(model, MAX_OPSET)
     if not all(passes(case, model, *data) for data in data_of(case, model)):
         return None
     path = folder / "m.onnx"
