@@ -125,7 +125,7 @@ def judged(
         mended += mended_in_file(file, {f.rule.id for f in (*before, *after)}, spoken(file.facts))
     blocking = [f for f in after if f.rule.effect in BLOCKING]
     noted = [f for f in after if f.rule.effect not in BLOCKING]
-    mode = mode_with(in_release(mode_for(soc, wanted, stored=stored_precision(facts)), cann), probed, wanted)
+    mode = in_release(mode_with(mode_for(soc, wanted, stored=stored_precision(facts)), probed, wanted), cann)
     return Judged(soc, cann, wanted, mode, lowered, facts, applied, mended, blocking, noted)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from porting.ascend.explanations import Explanation, LogFinding, LogReport
 
@@ -24,6 +24,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
         "times": "times",
         "nothing": "no code and no message that is known",
         "more": "further codes, not kept",
+        "unexplained": "{count} lines that are marked as errors hold no code and no message that is known; line {lines}",
         "summary": "{source}: {lines} lines ({encodings}), {codes} codes and messages, {unknown} of them unknown",
         "hardware": "from documents, sources and reports; nothing here was checked on hardware",
     },
@@ -44,6 +45,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
         "times": "次",
         "nothing": "没有已知的错误码或报错文本",
         "more": "个其他错误码未保留",
+        "unexplained": "{count} 行标记为错误，但其中没有已知的错误码或报错文本；行 {lines}",
         "summary": "{source}：{lines} 行（{encodings}），{codes} 个错误码和报错文本，其中 {unknown} 个未知",
         "hardware": "依据文档、源码和公开报告；未在硬件上验证",
     },
@@ -83,12 +85,21 @@ def report_text(report: LogReport, lang: str = "en") -> str:
         lines += ["", *_finding_lines(finding, lang)]
     if report.more:
         lines += ["", f"{report.more} {labels['more']}"]
+    if report.unexplained:
+        told = labels["unexplained"].format(
+            count=report.unexplained, lines=_numbers(report.unexplained_lines, report.unexplained)
+        )
+        lines += ["", told, f"  | {report.unexplained_sample}"]
     return "\n".join([*lines, "", labels["hardware"]])
+
+
+def _numbers(lines: Sequence[int], count: int) -> str:
+    return ", ".join(map(str, lines)) + (", ..." if count > len(lines) else "")
 
 
 def _finding_lines(finding: LogFinding, lang: str) -> list[str]:
     labels = LABELS[lang]
-    places = ", ".join(map(str, finding.lines)) + (", ..." if finding.count > len(finding.lines) else "")
+    places = _numbers(finding.lines, finding.count)
     times = f", {finding.count} {labels['times']}" if finding.count > 1 else ""
     lines = [f"{labels[finding.role]}; {labels['lines']} {places}{times}", f"  | {finding.sample}"]
     if finding.explanation is None:

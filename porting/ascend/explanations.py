@@ -38,6 +38,7 @@ _CALLED_CODE = re.compile(
 )
 _CALLED_BEFORE = 40  # characters before a number in which that word may stand
 _QUIET = re.compile(r"\s{0,8}\[(?:DEBUG|INFO|EVENT)\]")  # lines of a plog that report no fault: their words are not read
+_FAULT = re.compile(r"\s{0,8}\[(?:ERROR|FATAL|CRITICAL)\]")  # lines that report one
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,21 @@ class LogFinding:
 
 @dataclass(frozen=True)
 class LogReport:
-    """What was found in a log: the first cause first, then in the order of the log. `more`: codes beyond FINDINGS_KEPT, not kept."""
+    """What was found in a log: the first cause first, then in the order of the log.
+
+    more:        codes beyond FINDINGS_KEPT, not kept
+    unexplained: lines that are marked as errors and hold no code and no message that is known; unexplained_lines: numbers of the first
+                 LINES_KEPT; unexplained_sample: the first of them, printable
+    """
 
     source: str
     lines: int
     encodings: tuple[str, ...]
     findings: tuple[LogFinding, ...]
     more: int
+    unexplained: int
+    unexplained_lines: tuple[int, ...]
+    unexplained_sample: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -167,7 +176,6 @@ def explain_log(log: Path | BinaryIO, lang: str = "en", source: str = "") -> Log
 
 @dataclass
 class _Places:
-    first: int
     sample: str
     count: int = 0
     lines: list[int] = field(default_factory=list)
@@ -182,21 +190,36 @@ def _read(stream: BinaryIO, lang: str, source: str) -> LogReport:
     found: dict[str, _Places] = {}
     encodings: dict[str, None] = {}
     dropped: set[int] = set()
+    unexplained: _Places | None = None
     last = 0
     for number, line in numbered_lines(stream):
         last = number
         text, encoding = decoded(line)
         if not text.isascii():
             encodings[encoding] = None
-        for code in codes_of_line(text):
+        codes = codes_of_line(text)
+        if not codes and _FAULT.match(text):
+            unexplained = unexplained or _Places(printable(text.strip(), SAMPLE))
+            unexplained.add(number)
+        for code in codes:
             if code not in found and len(found) >= FINDINGS_KEPT:
                 if len(dropped) < FINDINGS_KEPT:
                     dropped.add(hash(code))
                 continue
             if code not in found:
-                found[code] = _Places(number, printable(text.strip(), SAMPLE))
+                found[code] = _Places(printable(text.strip(), SAMPLE))
             found[code].add(number)
-    return LogReport(source, last, tuple(encodings) or ("ascii",), tuple(_findings(found, lang)), len(dropped))
+    rest = unexplained or _Places("")
+    return LogReport(
+        source,
+        last,
+        tuple(encodings) or ("ascii",),
+        tuple(_findings(found, lang)),
+        len(dropped),
+        rest.count,
+        tuple(rest.lines),
+        rest.sample,
+    )
 
 
 def codes_of_line(text: str) -> list[str]:

@@ -34,9 +34,10 @@ OLDER = {
     MIXED_FP16: "allow_mix_precision_fp16",
     MIXED_BF16: "allow_mix_precision_bf16",
 }
-OPTION_SINCE = (
-    "6.3.RC2"  # hiascend.com canncommercial/63RC2: atctool, --precision_mode_v2; no page of an older release was read
-)
+OPTION_SINCE = "6.3.RC2"  # hiascend.com canncommercial/63RC2: atctool, --precision_mode_v2
+OLDER_OPTION = "precision_mode"
+# hiascend.com canncommercial/601: auxiliarydevtool, --precision_mode: no spelling that ends in fp16 or bf16
+OLDEST = {ORIGIN: "must_keep_origin_dtype", FP16: "force_fp16", MIXED_FP16: "allow_mix_precision"}
 # keep_dtype says that origin ignores it; modify_mixlist changes lists that only the mixed modes read; the other two name no mode that ignores them
 HONOURS = {
     ORIGIN: (CUSTOMIZE_DTYPES, OP_PRECISION_MODE),
@@ -90,7 +91,7 @@ class Mode:
     @property
     def keeps_graph(self) -> bool:
         """Whether nodes compute in the dtypes that the graph has."""
-        return self.value == ORIGIN
+        return self.value in (ORIGIN, OLDEST[ORIGIN])
 
 
 def mode_for(soc: Soc, precision: str, mixed: bool = False, stored: str = "fp32") -> Mode:
@@ -123,10 +124,17 @@ def mode_for(soc: Soc, precision: str, mixed: bool = False, stored: str = "fp32"
 
 
 def in_release(mode: Mode, release: str | None) -> Mode:
-    """The mode as it is told for a release of CANN: without the older spelling where the documents of that release have this one. None: any."""
-    if release is None or release_order(release) < release_order(OPTION_SINCE):
+    """The mode as a release of CANN spells it: in one that no document gives the newer option, by the older one. None: any release."""
+    if release is None:
         return mode
-    return replace(mode, notes=tuple(note for note in mode.notes if note != _older(mode.value)))
+    notes = tuple(note for note in mode.notes if note != _older(mode.value))
+    if release_order(release) >= release_order(OPTION_SINCE):
+        return replace(mode, notes=notes)
+    if mode.value not in OLDEST:
+        blocker = f"no document of CANN before {OPTION_SINCE} names a mode that makes bf16 of fp32"
+        return replace(mode, notes=notes, blocker=mode.blocker or blocker, next=mode.next or "-p fp16, or a newer CANN")
+    note = f"spelt as the documents of CANN 6.0.1 have it; --{OPTION} stands in those of {OPTION_SINCE} and later"
+    return replace(mode, option=OLDER_OPTION, value=OLDEST[mode.value], notes=(*notes, note))
 
 
 def cube_takes_fp32(soc: Soc) -> bool | None:

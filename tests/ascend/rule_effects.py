@@ -11,7 +11,7 @@ EFFECTS: dict[str, str] = {
         opset-without-entry no-parser bf16 double-kept double-gather-nd integers-matmul integers-expand integers-div integers-mod
         fp8 fp8-constant unmapped-dtype int4-old strings zero-sized fp32-cube resize-few-inputs pad-wrap gather-nd-batch
         scatter-nd-mul clip-bounds is-inf transpose-perm arg-last selu lrn-size max-pool-indices max-pool-order pool-rank
-        conv-bare conv-3d-pad conv-transpose-rank conv-transpose-kernel upsample-mode random-normal-dtype random-uniform-dtype
+        conv-bare conv-3d-pad conv-transpose-rank conv-transpose-kernel upsample-mode pow-mixed random-normal-dtype random-uniform-dtype
         dropped-node grid-sample-rank split-uneven if-weights-outside unsized-output
     """,
     "wrong": """
@@ -36,7 +36,7 @@ EFFECTS: dict[str, str] = {
         dtype-scatternd dtype-scatterelements dtype-slice dtype-split dtype-transpose dtype-expand dtype-clip dtype-pad
         dtype-resize dtype-averagepool dtype-maxpool dtype-reducemean dtype-reducesum dtype-reducemax dtype-topk dtype-nonzero
         dtype-cumsum dtype-mod dtype-pow dtype-add dtype-sigmoid dtype-tanh dtype-gridsample dtype-instancenormalization
-        dtype-batchnormalization dtype-gemm dtype-cast dtype-where cast-target cast-int8 cast-int16 pow-mixed gemm-documents
+        dtype-batchnormalization dtype-gemm dtype-cast dtype-where cast-target cast-int8 cast-int16 gemm-documents
         gemm-fp32-old-opset resize-cubic resize-sizes resize-3d pad-value indices-unknown scatter-elements-reduction
         batch-norm-rank batch-norm-training max-pool-dilations max-pool-valid max-pool-fp32 average-pool-count-pad
         average-pool-ceil pool-width conv-group conv-limits conv-transpose-pad conv-transpose-old-cann conv-transpose-dilations

@@ -217,6 +217,22 @@ def test_messages_that_a_log_tells_without_a_code() -> None:
         assert {f.code for f in found} == {wanted, "EI0006"}, line
 
 
+def test_errors_without_a_code_are_counted() -> None:
+    lines = [
+        "[ERROR] GE(1,atc): something else\x1b[2J",
+        "[INFO] GE: all is well",
+        "[ERROR] GE: E10016 wrong",
+        "  [ERROR] TBE: and more",
+    ] * 12
+    report = explain_log(io.BytesIO("\n".join(lines).encode()))
+    assert (
+        report.unexplained == 24 and report.unexplained_lines[:3] == (1, 4, 5) and len(report.unexplained_lines) == LINES_KEPT
+    )
+    assert report.unexplained_sample.startswith("[ERROR] GE(1,atc): something else") and "\x1b" not in report.unexplained_sample
+    assert "24 lines that are marked as errors" in report_text(report) and "24 行标记为错误" in report_text(report, "zh")
+    assert "marked as errors" not in report_text(explain_log(io.BytesIO(b"[ERROR] E10016: wrong\nerrors\n")))
+
+
 def test_a_wrapper_is_the_first_cause_only_where_nothing_else_is() -> None:
     assert [f.role for f in log("EZ9999: inner\nW11001: slow\n").findings] == ["first cause", "warning"]
     assert [f.code for f in log("EZ9999: inner\nE40020: no module\n").findings] == ["E40020", "EZ9999"]

@@ -65,13 +65,24 @@ def test_every_target_and_precision_is_explicit() -> None:
             assert ("keep_dtype" in mode.honours) == (not mode.keeps_graph)
 
 
-@pytest.mark.parametrize(("release", "told"), [(None, True), ("6.0.1", True), ("6.3.RC2", False), ("8.5.0", False)])
-def test_the_older_spelling_is_told_where_no_document_of_the_release_has_the_newer(release: str | None, told: bool) -> None:
+@pytest.mark.parametrize(("release", "told"), [(None, True), ("6.3.RC2", False), ("8.5.0", False)])
+def test_the_older_spelling_is_told_where_the_release_is_not(release: str | None, told: bool) -> None:
     for soc, precision in ((A2, "fp32"), (P310, "fp16")):
         mode = mode_for(find_soc(soc), precision)
-        notes = in_release(mode, release).notes
-        assert any("--precision_mode=" in note for note in notes) == told
-        assert set(notes) <= set(mode.notes) and len(mode.notes) - len(notes) == (not told)
+        spelt = in_release(mode, release)
+        assert any("--precision_mode=" in note for note in spelt.notes) == told
+        assert set(spelt.notes) <= set(mode.notes) and len(mode.notes) - len(spelt.notes) == (not told)
+        assert spelt.argument == mode.argument
+
+
+def test_a_release_without_the_newer_option_gets_the_older_one() -> None:
+    fp16, fp32 = (in_release(mode_for(find_soc(soc), p), "6.0.1") for soc, p in ((P310, "fp16"), (A2, "fp32")))
+    assert (fp16.argument, fp32.argument) == ("--precision_mode=force_fp16", "--precision_mode=must_keep_origin_dtype")
+    assert fp32.keeps_graph and not fp16.keeps_graph
+    mixed = in_release(mode_for(find_soc(A2), "fp16", mixed=True), "5.0.4")
+    assert mixed.argument == "--precision_mode=allow_mix_precision" and mixed.honours == SIDE_FILES
+    assert "makes bf16" in in_release(mode_for(find_soc(A2), "bf16"), "6.3.RC1").blocker
+    assert not in_release(mode_for(find_soc(A2), "bf16"), "6.3.RC2").blocker
 
 
 def test_quantised_layers_are_not_combined_with_a_high_precision() -> None:

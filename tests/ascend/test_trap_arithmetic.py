@@ -19,6 +19,7 @@ from porting.converters.passes.ascend.gemm_bias import gemm_bias
 from porting.converters.passes.ascend.int_div import int_div
 from porting.converters.passes.ascend.is_inf import is_inf
 from porting.converters.passes.ascend.mod_fmod import mod_fmod
+from porting.converters.passes.ascend.pow_exponent import pow_exponent
 from porting.converters.passes.ascend.selu import selu
 from porting.converters.passes.ascend.softmax_axis import softmax_axis
 from porting.converters.passes.ascend.where_int64 import where_int64
@@ -127,6 +128,60 @@ def test_where_of_undocumented_types(kind: str, data: st.DataObject) -> None:
     else:
         lowered = require_lowered(where_int64, graph, feeds, changes=int(kind != "float"))
     assert kind == "float" or not of_kind(lowered, "Where")
+
+
+ULP = 2.0**-23  # powf, and pow of doubles that is rounded
+
+
+@FEW
+@given(
+    st.sampled_from(
+        [
+            ("float", "int64"),
+            ("float", "double"),
+            ("double", "int32"),
+            ("float16", "float"),
+            ("int32", "float"),
+            ("int64", "int32"),
+        ]
+    ),
+    st.lists(st.integers(0, 4), min_size=3, max_size=3),
+)
+def test_a_constant_exponent_of_another_type(kinds_: tuple[str, str], exponents: list[int]) -> None:
+    base, other = (onnx.helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, kind.upper())) for kind in kinds_)
+    graph = read(f"({kinds_[0]}[4, 3] x) => ({kinds_[0]} y) {{ y = Pow(x, e) }}", 17, e=np.array(exponents, other))
+    lowered = require_lowered(
+        pow_exponent, graph, {"x": (random(4, 3) * 3).astype(base)}, bound=ULP if kinds_[0] == "float" else 0.0
+    )
+    (power,) = of_kind(lowered, "Pow")
+    assert [value.dtype for value in power.inputs if value] == [ir.DataType[kinds_[0].upper()]] * 2
+
+
+def test_a_fed_exponent_that_the_base_holds() -> None:
+    graph = read("(float[2] x, float16[2] e) => (float y) { y = Pow(x, e) }", 17)
+    require_lowered(pow_exponent, graph, {"x": np.array([2, 3], np.float32), "e": np.array([0.5, -2], np.float16)}, bound=ULP)
+
+
+@pytest.mark.parametrize(
+    ("base", "exponent"),
+    [
+        ("float", np.int64(2**24 + 1)),
+        ("float", np.float64(0.1)),
+        ("float16", np.float32(1e5)),
+        ("int32", np.float32(0.5)),
+        ("int32", np.int64(-1)),
+    ],
+)
+def test_an_exponent_that_the_base_does_not_have_is_left(base: str, exponent: np.generic) -> None:
+    graph = read(f"({base}[3] x) => ({base} y) {{ y = Pow(x, e) }}", 17, e=np.asarray(exponent))
+    assert pow_exponent(graph)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "exponent"), [("float", "int32"), ("float", "double"), ("int32", "float"), ("float", "int64")]
+)
+def test_a_fed_exponent_that_the_base_may_not_have_is_left(base: str, exponent: str) -> None:
+    assert pow_exponent(read(f"({base}[3] x, {exponent}[3] e) => ({base} y) {{ y = Pow(x, e) }}", 17))[1] == 0
 
 
 @FEW

@@ -48,6 +48,7 @@ MENDED = {
     "scatter-nd-mul": ("float[3] x, float[2] u", 18, 'ScatterND<reduction="mul">(x, twice_there, u)'),
     "clip-bounds": (WORDS, 17, "Clip(x)"),
     "is-inf": (WORDS, 17, "IsInf<detect_negative=0>(x)"),
+    "pow-mixed": (WORDS, 17, "Pow(x, three)"),
     "batch-norm-epsilon": (IMAGE, 17, "BatchNormalization(x, two, two, two, two)"),
     "softmax-axis": ("float[2, 3, 4] x", 12, "Softmax(x)"),
     "arg-last": (WORDS, 17, "ArgMax<select_last_index=1>(x)"),
@@ -69,6 +70,7 @@ MENDED = {
 LEFT = {
     "integer-division": ("int64[3] x", 17, "Div(x, three)"),
     "mod-fmod": (WORDS, 17, "Mod<fmod=1>(x, half)"),
+    "pow-mixed": ("float[3] x, int64[3] e", 17, "Pow(x, e)"),
     "gru-reset": ("float[t, n, 4] s", 17, GRU),
     "resize-nearest": (IMAGE.replace("4, 4", "h, w"), 17, "Resize(x, , odd)"),
     "max-pool-ceil-window": (IMAGE.replace("4, 4", "h, w"), 17, f"MaxPool<{PAST_THE_END}>(x)"),

@@ -56,6 +56,7 @@ from .negative_indices import negative_indices
 from .pad_axes import pad_axes
 from .pad_value import pad_value
 from .pool_windows import pool_windows
+from .pow_exponent import pow_exponent
 from .reduce_axes import reduce_axes
 from .reduce_norms import reduce_norms
 from .resize_rounding import resize_rounding
@@ -127,6 +128,7 @@ REWRITE: Sequence[tuple[str, ModelPass]] = (
     ("arg_max_last", arg_max_last),
     ("mod_fmod", mod_fmod),
     ("int_div", int_div),
+    ("pow_exponent", pow_exponent),
     ("gemm_bias", gemm_bias),
     ("clip_bounds", clip_bounds),
     ("is_inf", is_inf),
