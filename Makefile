@@ -26,7 +26,7 @@ INSTALL := -m pip --disable-pip-version-check install -qq
 PIP := $(INSTALL) -c constraints.txt
 ELSEWHERE := not device and not cann_wheel and not npu_wheel
 
-.PHONY: demo test check clean help
+.PHONY: demo test test-cann test-npu check clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,17 +39,23 @@ demo: $(DEMO)/installed $(MODEL)
 	@$(DEMO)/bin/porting generate demo-port "$(QUESTION)"
 
 ifeq ($(strip $(ARGS)),)
-test: check $(CANN)/installed $(NPU)/installed
-	@echo "== onnxruntime-cann itself, over the simulated CANN"
-	@PORTING_PORTS_WITH=$(CURDIR)/$(TEST)/bin/python $(CANN)/bin/python -m pytest -m cann_wheel tests/ascend_wheels
-	@echo "== torch-npu itself, over the simulated CANN"
-	@$(NPU)/bin/python -m pytest -m npu_wheel tests/ascend_wheels
+test: check
+	@$(MAKE) --no-print-directory -j $(JOBS) --output-sync=target test-cann test-npu
 	@echo "== tests; those marked 'device' need an accelerator and are not run: $(TEST)/bin/python -m pytest -m device"
 	@$(TEST)/bin/python -m pytest -m "$(ELSEWHERE)" -n $(JOBS) --dist worksteal --durations=20 --durations-min=10
 else
 test: $(TEST)/installed
 	@$(TEST)/bin/python -m pytest $(ARGS)
 endif
+
+# side by side, each in one process: their ports are made once in it
+test-cann: $(CANN)/installed $(TEST)/installed
+	@echo "== onnxruntime-cann itself, over the simulated CANN"
+	@PORTING_PORTS_WITH=$(CURDIR)/$(TEST)/bin/python $(CANN)/bin/python -m pytest -m cann_wheel tests/ascend_wheels
+
+test-npu: $(NPU)/installed
+	@echo "== torch-npu itself, over the simulated CANN"
+	@$(NPU)/bin/python -m pytest -m npu_wheel tests/ascend_wheels
 
 check: $(TEST)/installed
 	@echo "== ruff"

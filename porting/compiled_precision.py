@@ -1,14 +1,15 @@
-"""What a vendor's compiler may cost the outputs of a port, where it computes in a narrower format than the graph says.
+"""What a narrower format than the graph says may cost the outputs of a port, on a device of Ascend.
 
-A port for Ascend that is compiled in fp16 or bf16 was looked at when it was made: a forecast on the CPU says of each output how far the format's
-significand alone moves it (porting/ascend/overflow.py). A device that runs the compiled model is held to that, and any other to the graph.
+A hand-off that is compiled in fp16 or bf16 was looked at when it was made: a forecast on the CPU says of each output how far the format's
+significand alone moves it (porting/ascend/overflow.py). Routes `cann` and `npu` are told a format with each run, and the forecast is made then, on
+the inputs of that run. A device that computes in the format is held to that, and any other to the graph.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,27 +18,55 @@ from porting.errors import InputError, PortError, PortingError
 from porting.port_folder import EVIDENCE, Port
 from porting.verdict import MAX_JSON_BYTES, Check, Verdict, printable
 
+if TYPE_CHECKING:
+    from porting.ascend.overflow import Forecast
+
 NAMED = 5  # nodes that a check names
 NARROW = ("fp16", "bf16")
-COMPILED = "; and of a model compiled in {}, what the forecast of its own port allows: twice what the significand costs"
+# precision= of a device, by the routes' own words
+TOLD = {"fp16": "fp16", "mixed_fp16": "fp16", "mixed_float16": "fp16", "bf16": "bf16", "mixed_bfloat16": "bf16"}
+COMPILED = "; and where it is computed in {}, what a forecast of the port's own graph allows: twice what the significand costs"
 
 
 def compiled_in(port: Port, device: str) -> str:
-    """The narrower format that a port is compiled in for this device, "" where it computes what the graph says."""
-    if not parse_device(device).name.startswith("ascend"):
+    """The narrower format that a device computes this port in, "" where it computes what the graph says."""
+    asked = parse_device(device)
+    if not asked.name.startswith("ascend") or port.precision != "fp32":
         return ""
+    if "precision" in asked.options:
+        return TOLD.get(asked.options["precision"], "")
     said = port.manifest.get("ascend") or {}
     return said["precision"] if said.get("precision") in NARROW else ""
 
 
-def compiled_bounds(port: Port, device: str) -> dict[str, float]:
-    """Output -> relative L2 error that the format may cost; {} where the device computes what the graph says, or nothing was forecast.
+def compiled_bounds(port: Port, device: str, cases: Sequence[Mapping[str, np.ndarray]] = ()) -> dict[str, float]:
+    """Output -> relative L2 error that the format may cost; {} where the device computes what the graph says, or nothing can be forecast.
 
+    cases:  as of `layers_beyond`; without any nothing is forecast now
     raises: PortError for evidence that cannot be read
     """
     if not compiled_in(port, device):
         return {}
-    return _bounds(_last_forecast(port))
+    if "precision" not in parse_device(device).options:
+        return _bounds(_last_forecast(port))
+    try:
+        return _bounds(_forecast(port, device, cases).content()) if cases else {}
+    except PortingError:
+        return {}  # the strictest
+
+
+def _forecast(port: Port, device: str, cases: Sequence[Mapping[str, np.ndarray]]) -> Forecast:
+    """Of these inputs, in the format that the device computes in. raises: PortingError"""
+    from porting.ascend.exceptions import token_feeds
+    from porting.ascend.overflow import forecast
+    from porting.ascend.soc import find_soc
+
+    program, options = port.program(), parse_device(device).options
+    told = "precision" in options
+    kept = () if told else _last_forecast(port).get("kept", [])  # a hand-off's own files say what is kept
+    soc = options.get("soc") or (port.manifest.get("ascend") or {}).get("soc")
+    feeds = [token_feeds(program, case["input_ids"]) if program.state.length else case for case in cases]
+    return forecast(program, feeds, kept, soc=find_soc(str(soc)) if soc else None, precision=compiled_in(port, device))
 
 
 def _last_forecast(port: Port) -> Mapping[str, Any]:
@@ -64,14 +93,8 @@ def layers_beyond(port: Port, device: str, checks: Sequence[Check], cases: Seque
     narrow = compiled_in(port, device)
     if not narrow or not any(check.verdict == "fail" for check in checks):
         return []
-    from porting.ascend.exceptions import token_feeds
-    from porting.ascend.overflow import forecast
-    from porting.ascend.soc import find_soc
-
-    program, kept = port.program(), _last_forecast(port).get("kept", [])
-    feeds = [token_feeds(program, case["input_ids"]) if program.state.length else case for case in cases]
     try:
-        found = forecast(program, feeds, kept, soc=find_soc(str(port.manifest["ascend"]["soc"])), precision=narrow)
+        found = _forecast(port, device, cases)
     except PortingError as error:
         return [Check(f"nodes that {narrow} does not hold", "error", None, 0, "", f"not known: {printable(error.what)}")]
     beyond = [f"{printable(node.name, 80)} ({node.op}, up to {node.found.largest:.3g})" for node in found.overflows]

@@ -88,7 +88,8 @@ def judge_graph(
         if any(one.noise is None for one in recorded):
             measure_noise(recorded, port.path / MODEL, port.program().state.pairs)
         advance(1)
-        narrow, allowed = compiled_in(port, device), compiled_bounds(port, device)
+        cases = [{**one.run.steps[0], **one.run.start} for one in recorded if not one.run.forced]
+        narrow, allowed = compiled_in(port, device), compiled_bounds(port, device, cases)
         with PortRuns(port, device) as runs:
             checks = [placement_check(runs.session), interface_check(port, recorded)]
             able = [one for one in recorded if runs.can_force or not one.run.forced]
@@ -100,7 +101,7 @@ def judge_graph(
     gone = folded_check(reference.conditionals, ifs)
     by_values, by_sizes = unreached(reference.conditionals, ifs, [one.run.forced for one in recorded])
     checks += [*([gone] if gone else []), *([_unreached_check(by_values)] if by_values else []), *_checks(measured), *more]
-    checks += layers_beyond(port, device, checks, [{**one.run.steps[0], **one.run.start} for one in able if not one.run.forced])
+    checks += layers_beyond(port, device, checks, cases)
     undecided = [f"{m.output}, {m.found.where}" for m in measured if m.verdict == UNDECIDED]
     return Verdict.from_checks(
         command,

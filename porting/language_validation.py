@@ -120,7 +120,7 @@ def judge(
         with canonical_session(PortCheckpoint(port)) as canonical:
             stateful = bool(canonical.program.state.pairs)
             own = run_cases(canonical)
-        bound = as_compiled(port, device, fidelity_bound(port, longest, run_cases, own))
+        bound = as_compiled(port, device, fidelity_bound(port, longest, run_cases, own), cases)
         advance(1)
         with open_session(port.program(), device) as session:
             checks.append(placement_check(session))
@@ -169,9 +169,9 @@ def judge(
     )
 
 
-def as_compiled(port: Port, device: str, bound: Bound) -> Bound:
+def as_compiled(port: Port, device: str, bound: Bound, cases: Mapping[str, np.ndarray]) -> Bound:
     """The bound of the logits, or what the forecast allows them on a device that computes in a narrower format than the graph says."""
-    allowed = compiled_bounds(port, device).get("logits", 0.0)
+    allowed = compiled_bounds(port, device, [{"input_ids": ids} for ids in cases.values()]).get("logits", 0.0)
     if allowed <= bound.value:
         return bound
     return Bound(allowed, bound.derivation + COMPILED.format(compiled_in(port, device)))

@@ -63,6 +63,16 @@ def test_each_model_of_the_hand_offs_against_its_golden(ports: Path, name: str, 
     assert placed.value == 0
 
 
+def test_fp16_is_held_to_what_it_costs_and_names_the_layer_that_it_does_not_hold(ports: Path) -> None:
+    half = DEVICE.replace("fp32", "fp16")
+    boxes = porting.validate(ports / "boxes.port", device=half, require_level="simulated").require()
+    (error,) = [check for check in boxes.checks if check.name.startswith("relative error of")]
+    assert 1e-4 < float(str(error.value)) < float(str(error.bound)) < 0.05
+    detector = porting.validate(ports / "detector.port", device=half)
+    (named,) = [check for check in detector.checks if check.name == "nodes that fp16 does not hold"]
+    assert detector.verdict == "fail" and "up to" in named.where
+
+
 def test_smollm2_against_its_golden_and_64_tokens(ports: Path) -> None:
     """The graph that fidelity is judged by needs a later onnxruntime: logits are held against the golden alone."""
     port = ports / "smollm2.port"

@@ -67,6 +67,19 @@ def test_only_a_device_that_runs_the_compiled_model_is_allowed_more(source: Path
     assert compiled_in(open_port(tmp_path / "a2.port"), "ascend") == ""
 
 
+def test_a_device_that_is_told_a_format_is_held_to_a_forecast_made_then(source: Path, tmp_path: Path) -> None:
+    porting.port(source, tmp_path / "m.port", "Ascend910B3", inputs=tmp_path / "x.npz")
+    port, asked = open_port(tmp_path / "m.port"), "ascend-sim,route=cann,precision="
+    assert [compiled_in(port, asked + p) for p in ("fp32", "fp16", "mixed_fp16", "bf16")] == ["", "fp16", "fp16", "bf16"]
+    assert compiled_bounds(port, asked + "fp16", [feeds()]) == {}, "it overflows, and so nothing is allowed"
+    assert compiled_bounds(port, asked + "fp32", [feeds()]) == {} == compiled_bounds(port, asked + "bf16")
+    (allowed,) = compiled_bounds(port, asked + "bf16", [feeds()]).values()
+    assert 2**-10 < allowed < 2**-3, "a few roundings of 8 bits"
+    porting.port(source, tmp_path / "half.port", "Ascend310P3", inputs=tmp_path / "x.npz")
+    half = open_port(tmp_path / "half.port")
+    assert compiled_in(half, "ascend-sim") == "fp16" and compiled_bounds(half, "ascend-sim,route=npu,precision=fp32") == {}
+
+
 def test_a_language_model_in_fp16_is_held_to_its_forecast_and_to_the_quality_of_fp16(tmp_path: Path) -> None:
     make(tmp_path / "llama", "LlamaForCausalLM")
     gears = "sequence=1,capacity=64; sequence=32,capacity=64"
