@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from porting.devices import Device, choice_option, count_option
+from porting.devices import Device, choice_option, count_option, require_known_options
 from porting.errors import PortingError, UsageError
 from porting.types import Availability, BackendSession, Program, State, Unsupported
 from porting.worker import WorkerSession
@@ -72,16 +72,17 @@ class AscendSimBackend:
 
     def prepare(self, program: Program, options: Mapping[str, str]) -> BackendSession:
         """raises: UsageError, DeviceUnavailable, PortError, InputError, OutOfResources, RuntimeFailed"""
-        from porting.backends.ascend.backend import ROUTES
+        from porting.backends.ascend.backend import ROUTES, options_of
         from porting.backends.ascend_sim_models import ai_cpu_nodes, chosen_handoff, compiled
         from porting.backends.cann_simulator.environment import simulated_environment
 
         route = choice_option(self.name, options, "route", ROUTES)
+        simulated = (*MACHINE_OPTIONS, "handoff", *(PLAIN_OPTIONS if route == "om" else ()))
+        require_known_options(self.name, options, tuple(dict.fromkeys((*options_of(route), *simulated))))
         handoff = chosen_handoff(program, options.get("soc"), options.get("handoff"))
         machine = self.machine_of(options, handoff)
         environment = simulated_environment(machine)
-        own = {*MACHINE_OPTIONS, "index", "handoff", *(PLAIN_OPTIONS if route == "om" else ())}
-        passed = {name: value for name, value in options.items() if name not in own}
+        passed = {name: value for name, value in options.items() if name not in (*simulated, "index")}
         on_ai_cpu: frozenset[str] = frozenset()
         if route == "om":
             if "om" not in passed:
@@ -106,7 +107,11 @@ class AscendSimBackend:
             found = read_facts(options["facts"])
             chosen = {**{"soc": found.soc, "cann": found.cann}, **chosen, "facts": str(Path(options["facts"]).absolute())}
         if "report" in options and not Path(options["report"]).absolute().parent.is_dir():
-            raise UsageError(f"report={options['report']} has no folder to be written in", where="device ascend-sim")
+            raise UsageError(
+                f"report={options['report']} has no folder to be written in",
+                where="device ascend-sim",
+                next="make the folder first, or name another",
+            )
         for name in ("soc", "cann", "report"):
             if name in options:
                 chosen[name] = options[name]
@@ -178,7 +183,9 @@ def _whole(options: Mapping[str, str], name: str) -> int:
     """raises: UsageError"""
     text = options.get(name, "0")
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise UsageError(f"{name}={text} is no whole number from 0", where="device ascend-sim")
+        raise UsageError(
+            f"{name}={text} is no whole number from 0 to 999999999", where="device ascend-sim", next=f"write {name}=3, say"
+        )
     return int(text)
 
 

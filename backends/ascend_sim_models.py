@@ -82,7 +82,9 @@ def compiled(
         for option, value in (("precision", precision), ("gears", gears)):
             if value is not None:
                 raise UsageError(
-                    f"{option}= is for a model without a hand-off; {handoff.name} says it", where="device ascend-sim"
+                    f"{option}= is for a model without a hand-off; {handoff.name} says it",
+                    where="device ascend-sim",
+                    next="leave it out; `porting port --target SOC` makes a port with another hand-off",
                 )
         digests = [(str(entry["path"]), str(entry["sha256"])) for entry in handoff.manifest["files"]]
         changed = [name for name, digest in digests if sha256_of(handoff.path / name) != digest]

@@ -79,6 +79,11 @@ class AscendBackend:
             raise error_of(error, where) from error
 
 
+def options_of(route: str) -> tuple[str, ...]:
+    """What may stand after the device's name."""
+    return OM_OPTIONS if route == "om" else tuple(importlib.import_module(MODULES[route]).OPTIONS)
+
+
 def _route(name: str) -> Any:
     """The module of a route. raises: DeviceUnavailable where it is not there, or cannot run here"""
     if importlib.util.find_spec(MODULES[name]) is None:

@@ -128,7 +128,7 @@ class Holder:
 
     def wait(self) -> None:
         """For everything that is queued. raises: AclError"""
-        doing = f"finish within {self._timeout_ms / 1000:g} s"
+        doing = f"finish what was queued, within {self._timeout_ms / 1000:g} s"
         self.acl.check("aclrtSynchronizeStreamWithTimeout", self.stream, self._timeout_ms, doing=doing)
 
 
