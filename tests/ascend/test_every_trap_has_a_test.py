@@ -34,7 +34,10 @@ TRAPS: dict[str, tuple[str, str]] = {
     ),
     "fp32 models run in fp16 unless told otherwise": (f"{CANN}traps.py", "precision_has_no_default"),
     "any word is a precision mode": (f"{CANN}traps.py", "the_provider_is_told_the_precision"),
-    "the first session's options hold for all of a process": (f"{CANN}traps.py", "the_first_session_decides_for_all"),
+    "the first session's options hold for all of a process": (
+        f"{CANN}traps.py",
+        "a_second_precision_in_one_process_is_refused",
+    ),
     "without its libraries the CPU computes": (f"{CANN}traps.py", "a_missing_library_is_an_error_and_no_run_on_the_cpu"),
     "with an option that it rejects the CPU computes": (
         f"{CANN}traps.py",
@@ -43,7 +46,7 @@ TRAPS: dict[str, tuple[str, str]] = {
     "a session falls back when a run fails": (f"{CANN}traps.py", "a_session_that_fell_back_is_refused"),
     "what it does not know is left to the CPU": (f"{CANN}traps.py", "a_node_left_to_the_cpu_is_refused"),
     "whole graphs are claimed whatever CANN's parser has": (f"{CANN}traps.py", "the_wheel_hands_whole_graphs_to_cann_unread"),
-    "every new shape compiles and keeps another model": (f"{CANN}models.py", "gears_are_the_only_shapes"),
+    "every new shape compiles and keeps another model": (f"{CANN}inputs.py", "free_sizes_need_gears"),
     "a scalar input is named without its shape": (f"{CANN}inputs.py", "scalar_inputs_enter_as_one_number"),
     "If and Loop are compiled without their branches": (f"{CANN}inputs.py", "control_flow_is_refused_with_its_reason"),
     "opsets that CANN's parser does not read": (f"{CANN}inputs.py", "an_opset_that_cann_does_not_read_is_refused"),

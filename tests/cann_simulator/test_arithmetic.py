@@ -120,6 +120,27 @@ def test_weights_that_are_too_large(soc, clip, wanted):
     assert found[0] == (LARGEST if soc == "Ascend310P3" else wanted)
 
 
+@pytest.mark.parametrize(("clip", "wanted"), [("1", LARGEST), ("0", np.inf)])
+@pytest.mark.parametrize("where", ["node", "branch"])
+def test_constants_that_are_too_large_and_no_initializers(where, clip, wanted):
+    def nodes_in(place):
+        large = helper.make_node("Constant", [], ["w"], name=f"{place}/w", value=numpy_helper.from_array(F([1e6])))
+        return [large, helper.make_node("Max", ["x", "w"], ["y"], name=f"{place}/n")]
+
+    nodes = nodes_in("")
+    feeds = {"x": F([1])}
+    if where == "branch":
+        bodies = [
+            helper.make_graph(nodes_in(name), name, [], [helper.make_tensor_value_info("y", T.FLOAT, [1])])
+            for name in ("a", "b")
+        ]
+        nodes = [helper.make_node("If", ["c"], ["y"], name="if", then_branch=bodies[0], else_branch=bodies[1])]
+        feeds["c"] = np.array([True])
+    model = graph_of(nodes, feeds, {"y": T.FLOAT}, {})
+    found = compiled(model, "Ascend910B3", precision_mode_v2="fp16", is_weight_clip=clip).run(list(feeds.values()))[0]
+    assert found[0] == wanted
+
+
 def test_a_cast_that_is_in_the_graph_clips_nothing():
     """is_weight_clip is about weights that a mode makes narrower: what a graph itself casts overflows as IEEE says, where a chip has Inf."""
     cast = helper.make_node("Cast", ["w"], ["h"], name="cast", to=T.FLOAT16)
