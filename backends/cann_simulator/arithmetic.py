@@ -179,6 +179,8 @@ def _has_halves(types: Types) -> bool:
 def _form(mode: str, stored: Mapping[str, str | None], exceptions: Exceptions) -> str | None:
     """The narrow format of the graph; None where no node stores in one. raises: Refused for two of them"""
     if mode in STORES:
+        if mode in MIXED and {half for half in stored.values() if half is not None} - {STORES[mode]}:
+            raise Refused(CANNOT_LOAD, f"E10055: {mode} of a graph that has half floats of the other format is not simulated")
         return STORES[mode]
     forms = {half for half in stored.values() if half is not None}
     forms |= {_custom_form(custom) for custom in exceptions.custom} - {""}

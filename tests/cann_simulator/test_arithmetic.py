@@ -267,6 +267,16 @@ def test_bf16_becomes_fp16_where_a_mode_forces_it():
     assert compiled(model).run([x])[0].astype(F) == -F(x[0, 0])
 
 
+def test_a_mixed_mode_leaves_half_floats_of_the_other_format_and_that_is_refused():
+    """Mixed modes make float32 narrower, and nothing else: a graph would then compute in two formats."""
+    cast = helper.make_node("Cast", ["x"], ["h"], name="half", to=T.FLOAT16)
+    back = helper.make_node("Cast", ["h"], ["y"], name="back", to=T.FLOAT)
+    model = graph_of([cast, back], {"x": F([1e5])}, {"y": T.FLOAT})
+    with pytest.raises(Refused, match="half floats of the other format"):
+        compiled(model, precision_mode_v2="mixed_bfloat16")
+    assert compiled(model, precision_mode_v2="mixed_float16").run([F([1e5])])[0] == np.inf
+
+
 def test_a_graph_in_fp16_saturates_on_310p():
     x = np.float16([[300]])
     model = graph_of([helper.make_node("Mul", ["x", "x"], ["y"], name="n")], {"x": x}, {"y": T.FLOAT16})
